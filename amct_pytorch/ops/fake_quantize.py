@@ -1,0 +1,164 @@
+"""Uniform quantization with given factors: `quantize`, `dequantize`, `fake_quantize`.
+
+The formula is the AscendQuant operator's: q = clamp(rint(x * fl(1/scale)) + offset, qmin, qmax)
+with qmin = -2^(b-1), qmax = 2^(b-1) - 1 and b = num_bits. Float32 results of `fake_quantize` are
+those of `torch.fake_quantize_per_tensor_affine`, bit for bit.
+
+Inside a compiled or exported graph the three become plain torch operations with the same bits, so
+that the compiler fuses them with their neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _binary  # noqa: F401
+from ._checks import CODES, check_dtype, check_factors
+
+_ops = torch.ops.amct_pytorch
+
+
+def quantize(
+    x: Tensor, scale: Tensor, offset: Tensor, num_bits: int = 8, axis: int | None = None
+) -> Tensor:
+    """Codes clamp(rint(x * fl(1/scale)) + offset, qmin, qmax), as int8 (num_bits <= 8) or int16.
+
+    `x` is float32, float16 or bfloat16 of any shape and strides; `scale` (float32) and `offset`
+    (int32) hold one element, or one per index of dimension `axis`. Not differentiable.
+    Raises TypeError for another dtype, ValueError for num_bits outside [2, 16], IndexError for an
+    axis that `x` does not have, RuntimeError for factors of another size or device.
+
+    >>> import torch
+    >>> x = torch.tensor([-1.0, 0.02, 0.5])
+    >>> quantize(x, torch.tensor(0.01), torch.tensor(10, dtype=torch.int32))
+    tensor([-90,  12,  60], dtype=torch.int8)
+    """
+    check_dtype("x", x)
+    check_factors(scale, offset)
+    if torch.compiler.is_compiling():
+        codes = _traced_codes(x, *_traced_factors(x, scale, offset, axis), num_bits)[0]
+        return codes.to(torch.int8 if num_bits <= 8 else torch.int16)
+    return _ops.quantize(x, scale, offset, num_bits, axis)
+
+
+def dequantize(q: Tensor, scale: Tensor, offset: Tensor, axis: int | None = None) -> Tensor:
+    """The float32 values (q - offset) * scale of int8 or int16 codes.
+
+    Factors as for `quantize`. Raises TypeError for another dtype.
+
+    >>> import torch
+    >>> q = torch.tensor([-90, 12, 60], dtype=torch.int8)
+    >>> dequantize(q, torch.tensor(0.5), torch.tensor(10, dtype=torch.int32))
+    tensor([-50.,   1.,  25.])
+    """
+    check_dtype("q", q, CODES)
+    check_factors(scale, offset)
+    if torch.compiler.is_compiling():
+        scale, _, offset = _traced_factors(q, scale, offset, axis)
+        return (q.float() - offset) * scale
+    return _ops.dequantize(q, scale, offset, axis)
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, offset: Tensor, num_bits: int = 8, axis: int | None = None
+) -> Tensor:
+    """dequantize(quantize(x)) in the dtype of `x`, with a straight-through gradient.
+
+    The gradient of `x` is that of the result where the code before clamping lies in [qmin, qmax],
+    else 0; the factors receive none. Arithmetic is float32. NaN stays NaN, infinities clamp.
+    Arguments and errors as for `quantize`.
+
+    >>> import torch
+    >>> x = torch.tensor([-9.0, 0.02, 0.26])
+    >>> fake_quantize(x, torch.tensor(0.25), torch.tensor(0, dtype=torch.int32), num_bits=4)
+    tensor([-2.0000,  0.0000,  0.2500])
+    """
+    check_dtype("x", x)
+    check_factors(scale, offset)
+    if torch.compiler.is_compiling():
+        scale, inverse, offset = _traced_factors(x, scale, offset, axis)
+        return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)  # type: ignore[no-any-return]
+    return _ops.fake_quantize(x, scale, offset, num_bits, axis)
+
+
+# ---- fake kernels and autograd ----
+
+
+@torch.library.register_fake("amct_pytorch::quantize")
+def _(x: Tensor, scale: Tensor, offset: Tensor, num_bits: int, axis: int | None) -> Tensor:
+    return torch.empty_like(x, dtype=torch.int8 if num_bits <= 8 else torch.int16)
+
+
+@torch.library.register_fake("amct_pytorch::dequantize")
+def _(q: Tensor, scale: Tensor, offset: Tensor, axis: int | None) -> Tensor:
+    return torch.empty_like(q, dtype=torch.float32)
+
+
+@torch.library.register_fake("amct_pytorch::fake_quantize")
+def _(x: Tensor, scale: Tensor, offset: Tensor, num_bits: int, axis: int | None) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("amct_pytorch::fake_quantize_backward")
+def _(
+    grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor, num_bits: int, axis: int | None
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, offset, ctx.num_bits, ctx.axis = inputs
+    ctx.save_for_backward(x, scale, offset)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale, offset = ctx.saved_tensors
+    grad_x = _ops.fake_quantize_backward(grad, x, scale, offset, ctx.num_bits, ctx.axis)
+    return grad_x, None, None, None, None
+
+
+torch.library.register_autograd(
+    "amct_pytorch::fake_quantize", _backward, setup_context=_setup_context
+)
+
+
+# ---- the same formulas as torch operations, for graphs ----
+
+
+def _traced_factors(
+    x: Tensor, scale: Tensor, offset: Tensor, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """scale, fl(1/scale) and offset in float32, shaped to broadcast against `x`."""
+    shape = [1] * x.dim()
+    if axis is not None:
+        shape[axis] = -1
+    scale = scale.reshape(shape)
+    return scale, scale.reciprocal(), offset.reshape(shape).float()
+
+
+def _traced_codes(
+    x: Tensor, scale: Tensor, inverse: Tensor, offset: Tensor, num_bits: int
+) -> tuple[Tensor, Tensor]:
+    """The clamped codes, and whether each lay in the range, as float32 and bool."""
+    qmin, qmax = -(2.0 ** (num_bits - 1)), 2.0 ** (num_bits - 1) - 1
+    codes = torch.round(x.float() * inverse) + offset
+    return codes.clamp(qmin, qmax), (codes >= qmin) & (codes <= qmax)
+
+
+class _TracedFakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, inverse: Tensor, offset: Tensor, num_bits: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, inverse, offset)
+        ctx.num_bits = num_bits
+        codes, _ = _traced_codes(x, scale, inverse, offset, num_bits)
+        return ((codes - offset) * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        _, inside = _traced_codes(*ctx.saved_tensors, ctx.num_bits)
+        return torch.where(inside, grad, 0), None, None, None, None

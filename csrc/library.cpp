@@ -1,0 +1,22 @@
+// Every op of the namespace, in one place: the schema string is the contract.
+// Importing the Python module built from this file registers them; a C++
+// program loads the library that CMake builds from the same file.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(amct_pytorch, m) {
+  m.def("quantize(Tensor x, Tensor scale, Tensor offset, int num_bits, int? axis) -> Tensor");
+  m.def("dequantize(Tensor q, Tensor scale, Tensor offset, int? axis) -> Tensor");
+  m.def("fake_quantize(Tensor x, Tensor scale, Tensor offset, int num_bits, int? axis) -> Tensor");
+  m.def(
+      "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor offset, int num_bits, "
+      "int? axis) -> Tensor");
+}
+
+#if !defined(AMCT_NO_PYTHON)
+#include <Python.h>
+extern "C" PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef def = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&def);
+}
+#endif

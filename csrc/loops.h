@@ -1,0 +1,355 @@
+// loops.h - the two loops every kernel is made of, for CPU and CUDA.
+//
+//   map(x, shape, in, out, f)   out[i] = f(channel, in[0][i], in[1][i], ...)
+//   sum<K>(x, shape, in, f, out)   out[c * K + k] = sum over channel c of f(channel, in...)[k]
+//
+// Tensors are dense blocks seen as [outer, channels, inner]. The storage types may
+// be float, half, bfloat16, int8 or int16; a functor computes in float:
+//
+//   struct F {
+//     auto channel(int64_t c) const;                                    // constants of a channel
+//     float operator()(Channel, const float (&in)[N]) const;            // map
+//     void operator()(Channel, const float (&in)[N], double (&out)[K]) const;  // sum
+//   };
+//
+// g++: loops cloned for x86-64-v4, v3 and baseline, on torch's own thread pool.
+// nvcc: grid-stride kernels on the current stream of the input's device.
+// The order of additions is fixed here, once: a sum has the same bits for every
+// instruction set and any number of threads (CPU) and from run to run (CUDA).
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "layout.h"
+#include "quant_math.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#define AMCT_CLONES \
+  __attribute__((noinline, target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define AMCT_F16C 1
+#else
+#define AMCT_CLONES __attribute__((noinline))
+#define AMCT_F16C 0
+#endif
+
+namespace amct {
+using half = c10::Half;
+using bfloat16 = c10::BFloat16;
+
+// The inputs of a loop; a plain array, for std::array does not work in device code.
+template <class In, int N>
+struct Inputs {
+  const In* p[N];
+  AMCT_HD const In* const& operator[](int k) const { return p[k]; }
+  AMCT_HD const In*& operator[](int k) { return p[k]; }
+};
+
+// Calls fn with a value of the C++ type of a floating tensor.
+template <class Fn>
+void dispatch_floating(const Tensor& x, const char* name, Fn&& fn) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return fn(float{});
+    case ScalarType::Half:
+      return fn(half{});
+    case ScalarType::BFloat16:
+      return fn(bfloat16{});
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16, got ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+// Calls fn with a value of the C++ type of a tensor of codes.
+template <class Fn>
+void dispatch_codes(const Tensor& q, const char* name, Fn&& fn) {
+  switch (q.scalar_type()) {
+    case ScalarType::Char:
+      return fn(int8_t{});
+    case ScalarType::Short:
+      return fn(int16_t{});
+    default:
+      STD_TORCH_CHECK(false, name, " must be int8 or int16, got ",
+                      torch::headeronly::toString(q.scalar_type()));
+  }
+}
+
+#if !defined(__CUDACC__)
+// ------------------------------------------------------------------ CPU ----
+
+constexpr int kBlock = 256;        // elements converted at a time; stays in L1
+constexpr int kLanes = 16;         // running sums of a chunk
+constexpr int64_t kChunk = 16384;  // elements of one partial sum
+constexpr int64_t kGrain = 32768;  // elements below which a thread is not worth starting
+
+#if AMCT_F16C
+inline bool has_f16c() {
+  static const bool yes = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  }();
+  return yes;
+}
+
+__attribute__((noinline, target("avx2,f16c"))) inline void widen_f16c(const half* src, float* dst,
+                                                                      int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(dst + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i))));
+  for (; i < n; ++i) dst[i] = _cvtsh_ss(src[i].x);
+}
+
+__attribute__((noinline, target("avx2,f16c"))) inline void narrow_f16c(const float* src, half* dst,
+                                                                       int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i < n; ++i) dst[i].x = _cvtss_sh(src[i], _MM_FROUND_TO_NEAREST_INT);
+}
+#endif
+
+template <class T>
+AMCT_CLONES void convert_plain(const T* src, float* dst, int n) {
+  for (int i = 0; i < n; ++i) dst[i] = static_cast<float>(src[i]);
+}
+
+template <class T>
+AMCT_CLONES void convert_plain(const float* src, T* dst, int n) {
+  for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(src[i]);
+}
+
+template <class T>
+void widen(const T* src, float* dst, int n) {
+#if AMCT_F16C
+  if constexpr (std::is_same_v<T, half>)
+    if (has_f16c()) return widen_f16c(src, dst, n);
+#endif
+  convert_plain(src, dst, n);
+}
+
+template <class T>
+void narrow(const float* src, T* dst, int n) {
+#if AMCT_F16C
+  if constexpr (std::is_same_v<T, half>)
+    if (has_f16c()) return narrow_f16c(src, dst, n);
+#endif
+  convert_plain(src, dst, n);
+}
+
+// n elements of one channel.
+template <int N, class F, class Channel>
+AMCT_CLONES void map_row(const F f, const Channel channel, const Inputs<float, N> in, float* out,
+                         int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    float v[N];
+    for (int k = 0; k < N; ++k) v[k] = in[k][i];
+    out[i] = f(channel, v);
+  }
+}
+
+// n elements of the consecutive channels first, first + 1, ...
+template <int N, class F>
+AMCT_CLONES void map_channels(const F f, int64_t first, const Inputs<float, N> in, float* out,
+                              int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    float v[N];
+    for (int k = 0; k < N; ++k) v[k] = in[k][i];
+    out[i] = f(f.channel(first + i), v);
+  }
+}
+
+template <class In, int N, class Out, class F>
+void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F& f) {
+  // Runs body(inputs, output, done, count) on float views of elements [begin, begin + n).
+  auto in_float = [&](int64_t begin, int64_t n, auto&& body) {
+    constexpr bool plain_in = std::is_same_v<In, float>, plain_out = std::is_same_v<Out, float>;
+    float read[plain_in ? 1 : N][plain_in ? 1 : kBlock], written[plain_out ? 1 : kBlock];
+    const int64_t step = plain_in && plain_out ? n : kBlock;
+    for (int64_t done = 0; done < n; done += step) {
+      const int64_t count = std::min(step, n - done), at = begin + done;
+      Inputs<float, N> src;
+      for (int k = 0; k < N; ++k) {
+        if constexpr (plain_in) {
+          src[k] = in[k] + at;
+        } else {
+          widen(in[k] + at, read[k], static_cast<int>(count));
+          src[k] = read[k];
+        }
+      }
+      if constexpr (plain_out) {
+        body(src, out + at, done, count);
+      } else {
+        body(src, written, done, count);
+        narrow(written, out + at, static_cast<int>(count));
+      }
+    }
+  };
+  torch::stable::parallel_for(0, s.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      int64_t n;
+      if (s.inner == 1) {
+        const int64_t first = begin % s.channels;
+        n = std::min(end - begin, s.channels - first);
+        in_float(begin, n, [&](const auto& src, float* dst, int64_t done, int64_t count) {
+          map_channels<N>(f, first + done, src, dst, count);
+        });
+      } else {
+        const int64_t row = begin / s.inner;
+        const auto channel = f.channel(row % s.channels);
+        n = std::min(end, (row + 1) * s.inner) - begin;
+        in_float(begin, n, [&](const auto& src, float* dst, int64_t, int64_t count) {
+          map_row<N>(f, channel, src, dst, count);
+        });
+      }
+      begin += n;
+    }
+  });
+}
+
+// One block of a sum: the terms first (vectorised), then kLanes running sums.
+template <int K, int N, class F, class Channel>
+AMCT_CLONES void sum_block(const F f, const Channel channel, const Inputs<float, N> in, int n,
+                           double (&lanes)[K][kLanes]) {
+  double terms[K][kBlock];
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) {
+    float v[N];
+    double t[K];
+    for (int k = 0; k < N; ++k) v[k] = in[k][i];
+    f(channel, v, t);
+    for (int k = 0; k < K; ++k) terms[k][i] = t[k];
+  }
+  for (int k = 0; k < K; ++k) {
+    for (int i = n; i < (n + kLanes - 1) / kLanes * kLanes; ++i) terms[k][i] = 0;
+    for (int i = 0; i < n; i += kLanes)
+      for (int j = 0; j < kLanes; ++j) lanes[k][j] += terms[k][i + j];
+  }
+}
+
+// `out` holds channels * K doubles; fixed chunks, combined in order.
+template <int K, class In, int N, class F>
+void sum(const Tensor&, const Shape s, const Inputs<In, N> in, const F& f, double* out) {
+  std::fill(out, out + s.channels * K, 0.0);
+  if (s.numel() == 0) return;
+  const int64_t per_row = (s.inner + kChunk - 1) / kChunk;
+  const int64_t jobs = s.outer * s.channels * per_row;
+  std::vector<double> partial(static_cast<size_t>(jobs) * K);
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::min(kChunk, s.inner));
+  torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
+    for (int64_t job = first; job < last; ++job) {
+      const int64_t row = job / per_row;
+      const int64_t begin = row * s.inner + job % per_row * kChunk;
+      const int64_t end = std::min(begin + kChunk, (row + 1) * s.inner);
+      const auto channel = f.channel(row % s.channels);
+      double lanes[K][kLanes] = {};
+      float read[N][kBlock];
+      for (int64_t i = begin; i < end; i += kBlock) {
+        const int n = static_cast<int>(std::min<int64_t>(kBlock, end - i));
+        Inputs<float, N> src;
+        for (int k = 0; k < N; ++k) {
+          if constexpr (std::is_same_v<In, float>) {
+            src[k] = in[k] + i;
+          } else {
+            widen(in[k] + i, read[k], n);
+            src[k] = read[k];
+          }
+        }
+        sum_block<K, N>(f, channel, src, n, lanes);
+      }
+      for (int k = 0; k < K; ++k) {
+        double total = 0;
+        for (int j = 0; j < kLanes; ++j) total += lanes[k][j];
+        partial[static_cast<size_t>(job * K + k)] = total;
+      }
+    }
+  });
+  for (int64_t job = 0; job < jobs; ++job)
+    for (int k = 0; k < K; ++k)
+      out[job / per_row % s.channels * K + k] += partial[static_cast<size_t>(job * K + k)];
+}
+
+#else
+// ----------------------------------------------------------------- CUDA ----
+
+constexpr int kThreads = 256;
+
+inline cudaStream_t stream_of(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+template <class In, int N, class Out, class F>
+__global__ void map_kernel(const F f, const Inputs<In, N> in, Out* out, const Shape s,
+                           const int64_t n) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < n; i += step) {
+    float v[N];
+    for (int k = 0; k < N; ++k) v[k] = static_cast<float>(in[k][i]);
+    out[i] = static_cast<Out>(f(f.channel(i / s.inner % s.channels), v));
+  }
+}
+
+template <class In, int N, class Out, class F>
+void map(const Tensor& x, const Shape s, const Inputs<In, N> in, Out* out, const F& f) {
+  const int64_t n = s.numel();
+  if (n == 0) return;
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const int64_t blocks = std::min<int64_t>((n + kThreads - 1) / kThreads, 65535);
+  map_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(x)>>>(f, in, out, s, n);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <int K, class In, int N, class F>
+__global__ void sum_kernel(const F f, const Inputs<In, N> in, const Shape s, double* out) {
+  __shared__ double shared[kThreads];
+  const int64_t c = blockIdx.x;
+  const auto channel = f.channel(c);
+  double total[K] = {};
+  for (int64_t t = threadIdx.x; t < s.outer * s.inner; t += blockDim.x) {
+    const int64_t i = (t / s.inner * s.channels + c) * s.inner + t % s.inner;
+    float v[N];
+    double terms[K];
+    for (int k = 0; k < N; ++k) v[k] = static_cast<float>(in[k][i]);
+    f(channel, v, terms);
+    for (int k = 0; k < K; ++k) total[k] += terms[k];
+  }
+  for (int k = 0; k < K; ++k) {
+    shared[threadIdx.x] = total[k];
+    __syncthreads();
+    for (int w = kThreads / 2; w > 0; w >>= 1) {
+      if (threadIdx.x < w) shared[threadIdx.x] += shared[threadIdx.x + w];
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) out[c * K + k] = shared[0];
+    __syncthreads();
+  }
+}
+
+// `out` is device memory of channels * K doubles.
+template <int K, class In, int N, class F>
+void sum(const Tensor& x, const Shape s, const Inputs<In, N> in, const F& f, double* out) {
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  sum_kernel<K><<<static_cast<unsigned>(s.channels), kThreads, 0, stream_of(x)>>>(f, in, s, out);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+#endif
+}  // namespace amct

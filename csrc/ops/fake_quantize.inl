@@ -1,0 +1,132 @@
+// fake_quantize.inl - uniform quantization with given factors.
+//
+//   quantize      q = clamp(rint(x * fl(1/scale)) + offset, qmin, qmax)
+//   dequantize    y = (q - offset) * scale
+//   fake_quantize y = dequantize(quantize(x)); gradient 1 where the code did not saturate
+//
+// The order multiply, round, add offset is the AscendQuant operator's, and that of
+// torch.fake_quantize_per_tensor_affine, whose bits float32 results have.
+#pragma once
+#include <optional>
+
+#include "../checks.h"
+#include "../layout.h"
+#include "../loops.h"
+#include "../quant_math.h"
+
+namespace amct {
+namespace AMCT_DEVICE_NS {
+
+struct Quantizer {
+  const float* scale;
+  const int32_t* offset;
+  QuantRange range;
+  AMCT_HD Factors channel(int64_t c) const { return make_factors(scale[c], offset[c]); }
+};
+
+struct Quantize : Quantizer {
+  AMCT_HD float operator()(const Factors& f, const float (&in)[1]) const {
+    return amct::quantize(in[0], f, range);
+  }
+};
+
+struct Dequantize : Quantizer {
+  AMCT_HD float operator()(const Factors& f, const float (&in)[1]) const {
+    return amct::dequantize(in[0], f);
+  }
+};
+
+struct FakeQuantize : Quantizer {
+  AMCT_HD float operator()(const Factors& f, const float (&in)[1]) const {
+    return amct::fake_quantize(in[0], f, range);
+  }
+};
+
+struct FakeQuantizeBackward : Quantizer {  // inputs: x, grad
+  AMCT_HD float operator()(const Factors& f, const float (&in)[2]) const {
+    return fake_quantize_grad(in[0], in[1], f, range);
+  }
+};
+
+// Checked, contiguous factors; owns them while a kernel is enqueued.
+struct FactorTensors {
+  Tensor scale, offset;
+  FactorTensors(const Tensor& x, const Tensor& s, const Tensor& o, std::optional<int64_t> axis)
+      : scale((check_factors(x, s, o, axis), dense(s))), offset(dense(o)) {}
+  Quantizer quantizer(int64_t num_bits) const {
+    return {scale.const_data_ptr<float>(), offset.const_data_ptr<int32_t>(), quant_range(num_bits)};
+  }
+};
+
+Tensor quantize(const Tensor& x_, const Tensor& scale, const Tensor& offset, int64_t num_bits,
+                std::optional<int64_t> axis) {
+  check_num_bits(num_bits);
+  const FactorTensors factors(x_, scale, offset, axis);
+  const Tensor x = dense(x_);
+  Tensor q = new_like(x, num_bits <= 8 ? ScalarType::Char : ScalarType::Short);
+  const Quantize f{factors.quantizer(num_bits)};
+  dispatch_floating(x, "x", [&](auto in) {
+    using In = decltype(in);
+    dispatch_codes(q, "q", [&](auto out) {
+      using Out = decltype(out);
+      map<In, 1, Out>(x, shape_of(x, axis), {{x.const_data_ptr<In>()}}, q.mutable_data_ptr<Out>(),
+                      f);
+    });
+  });
+  return q;
+}
+
+Tensor dequantize(const Tensor& q_, const Tensor& scale, const Tensor& offset,
+                  std::optional<int64_t> axis) {
+  const FactorTensors factors(q_, scale, offset, axis);
+  const Tensor q = dense(q_);
+  Tensor y = new_like(q, ScalarType::Float);
+  const Dequantize f{factors.quantizer(8)};  // the range plays no part
+  dispatch_codes(q, "q", [&](auto in) {
+    using In = decltype(in);
+    map<In, 1, float>(q, shape_of(q, axis), {{q.const_data_ptr<In>()}}, y.mutable_data_ptr<float>(),
+                      f);
+  });
+  return y;
+}
+
+Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& offset, int64_t num_bits,
+                     std::optional<int64_t> axis) {
+  check_num_bits(num_bits);
+  const FactorTensors factors(x_, scale, offset, axis);
+  const Tensor x = dense(x_);
+  Tensor y = new_like(x);
+  const FakeQuantize f{factors.quantizer(num_bits)};
+  dispatch_floating(x, "x", [&](auto tag) {
+    using T = decltype(tag);
+    map<T, 1, T>(x, shape_of(x, axis), {{x.const_data_ptr<T>()}}, y.mutable_data_ptr<T>(), f);
+  });
+  return y;
+}
+
+Tensor fake_quantize_backward(const Tensor& grad_, const Tensor& x_, const Tensor& scale,
+                              const Tensor& offset, int64_t num_bits, std::optional<int64_t> axis) {
+  check_num_bits(num_bits);
+  const FactorTensors factors(x_, scale, offset, axis);
+  const Tensor x = dense(x_);
+  check_same_sizes("grad", grad_, "x", x);
+  const Tensor grad = dense_as(grad_, x);
+  Tensor grad_x = new_like(x);
+  const FakeQuantizeBackward f{factors.quantizer(num_bits)};
+  dispatch_floating(x, "x", [&](auto tag) {
+    using T = decltype(tag);
+    map<T, 2, T>(x, shape_of(x, axis), {{x.const_data_ptr<T>(), grad.const_data_ptr<T>()}},
+                 grad_x.mutable_data_ptr<T>(), f);
+  });
+  return grad_x;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
+  m.impl("quantize", TORCH_BOX(&quantize));
+  m.impl("dequantize", TORCH_BOX(&dequantize));
+  m.impl("fake_quantize", TORCH_BOX(&fake_quantize));
+  m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward));
+}
+
+}  // namespace AMCT_DEVICE_NS
+}  // namespace amct

@@ -1,0 +1,3 @@
+#define AMCT_DEVICE_KEY CUDA
+#define AMCT_DEVICE_NS cuda
+#include "ops/all.inl"
