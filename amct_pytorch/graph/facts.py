@@ -1,0 +1,183 @@
+"""Read-only facts about a model, from one capture: its layers, and why one cannot be quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from ..capability import kind_of
+from .capture import Capture
+from .site import UnsupportedSiteError, locate
+
+MAIN_OPS = {
+    "Conv1d": ("Conv",),
+    "Conv2d": ("Conv",),
+    "Conv3d": ("Conv",),
+    "ConvTranspose1d": ("ConvTranspose",),
+    "ConvTranspose2d": ("ConvTranspose",),
+    "Linear": ("Gemm", "MatMul"),
+    "AvgPool2d": ("AveragePool",),
+}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of a quantizable type."""
+
+    name: str  # dotted path in named_modules()
+    kind: str  # a key of capability.BY_KIND
+    reason: str | None  # why it stays float whatever the configuration says; None: quantizable
+    has_bias: bool = False
+    groups: int = 1
+    in_channels: int = 0  # 0 for AvgPool2d
+    out_channels: int = 0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the configuration and the verbs need to know about a model."""
+
+    layers: dict[str, Layer]  # every module of a quantizable type, in named_modules() order
+    modules: dict[str, str]  # every module path -> class name
+    batch_norms: dict[str, str] = field(default_factory=dict)  # BatchNorm -> conv it follows alone
+
+
+def is_of_interest(module: nn.Module) -> bool:
+    """Whether a capture has to know which nodes `module` made."""
+    return kind_of(module) is not None or isinstance(module, BATCH_NORMS)
+
+
+def main_nodes(capture: Capture, name: str, kind: str) -> list[ir.Node]:
+    """The nodes that do the work of the layer `name`: one for each time it runs."""
+    return [n for n in capture.nodes.get(name, ()) if n.op_type in MAIN_OPS[kind]]
+
+
+def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
+    """The facts of `model` as `capture` (of the same model) shows them."""
+    owners = _parameter_owners(model)
+    layers = {}
+    for name, module in model.named_modules():
+        kind = kind_of(module)
+        if kind is None:
+            continue
+        layers[name] = Layer(
+            name,
+            kind,
+            _reason(name, module, kind, capture, owners),
+            has_bias=getattr(module, "bias", None) is not None,
+            groups=getattr(module, "groups", 1),
+            in_channels=getattr(module, "in_channels", getattr(module, "in_features", 0)),
+            out_channels=getattr(module, "out_channels", getattr(module, "out_features", 0)),
+        )
+    modules = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
+    return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners))
+
+
+def _parameter_owners(model: nn.Module) -> dict[int, list[str]]:
+    """Paths of the modules that hold a parameter, by its identity."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _shared_with(module: nn.Module, name: str, owners: dict[int, list[str]]) -> str | None:
+    for key, parameter in module._parameters.items():
+        others = [other for other in owners.get(id(parameter), ()) if other != name]
+        if others:
+            return f"shares its {key} with {', '.join(others)}"
+    return None
+
+
+def _reason(
+    name: str, module: nn.Module, kind: str, capture: Capture, owners: dict[int, list[str]]
+) -> str | None:
+    nodes = capture.nodes.get(name, [])
+    if not nodes:
+        return "forward does not call it with this input_data"
+    main = main_nodes(capture, name, kind)
+    if len(main) > 1:
+        return f"runs {len(main)} times in one forward"
+    if not main:
+        return f"its forward makes no {' or '.join(MAIN_OPS[kind])} node"
+    return (
+        _shared_with(module, name, owners)
+        or _module_reason(module, kind)
+        or _node_reason(main[0], module, kind, set(nodes))
+    )
+
+
+def _module_reason(module: nn.Module, kind: str) -> str | None:
+    padding_mode = getattr(module, "padding_mode", "zeros")
+    if padding_mode != "zeros":
+        return f"has padding_mode {padding_mode!r}, only 'zeros' can be quantized"
+    if kind == "Conv3d" and module.dilation[0] != 1:  # type: ignore[index]
+        return f"has dilation {module.dilation}, the first entry must be 1"
+    if kind != "AvgPool2d" and "weight" not in module._parameters:
+        return "its weight is parametrized, not a plain parameter"
+    return None
+
+
+def _node_reason(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node]) -> str | None:
+    try:
+        site = locate(node)
+    except UnsupportedSiteError as error:
+        return str(error)
+    producer = site.input.producer()
+    if producer in own and not (kind == "AvgPool2d" and producer.op_type == "Pad"):
+        if producer.op_type == "Unsqueeze":
+            return "is called on an input without a batch dimension"
+        return f"its forward runs {producer.op_type} before {node.op_type}"
+    for consumer in site.output.consumers():
+        if consumer in own:
+            return f"its forward runs {consumer.op_type} after {node.op_type}"
+    if site.weight is None:
+        return None
+    rank = None if site.input.shape is None else len(site.input.shape)
+    if kind == "Linear" and rank is not None and not 2 <= rank <= 4:
+        return f"is called on inputs of {rank} dimensions, not 2 to 4"
+    weight = module.weight.detach().cpu()  # type: ignore[union-attr, operator]
+    expected = weight.T if kind == "Linear" else weight
+    if site.weight.shape != tuple(expected.shape):
+        return "its weight is computed in forward, not its parameter"
+    if weight.dtype == torch.bfloat16:  # numpy has no such type, and no verb quantizes it
+        return None
+    if not np.array_equal(site.weight, expected.numpy(), equal_nan=True):
+        return "its weight is computed in forward, not its parameter"
+    return None
+
+
+def _batch_norms(
+    model: nn.Module,
+    capture: Capture,
+    layers: dict[str, Layer],
+    owners: dict[int, list[str]],
+) -> dict[str, str]:
+    """BatchNorm modules whose one run alone consumes the output of a convolution."""
+    convs = {
+        main_nodes(capture, layer.name, layer.kind)[0]: layer.name
+        for layer in layers.values()
+        if layer.kind in ("Conv1d", "Conv2d", "Conv3d") and layer.reason is None
+    }
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, BATCH_NORMS) or _shared_with(module, name, owners):
+            continue
+        runs = [n for n in capture.nodes.get(name, ()) if n.op_type == "BatchNormalization"]
+        if len(runs) != 1 or not module.affine or not module.track_running_stats:
+            continue
+        source = runs[0].inputs[0]
+        assert source is not None
+        if source.is_graph_output() or len(source.uses()) != 1:
+            continue
+        producer = source.producer()
+        if producer in convs:
+            found[name] = convs[producer]
+    return found
