@@ -9,6 +9,7 @@ exporter carry the scope; the newer one writes the module path into each node's 
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import itertools
 import logging
@@ -77,15 +78,25 @@ def capture(
 def _export_torchscript(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: ExportOptions
 ) -> ir.Model:
-    inputs = (*args, kwargs)  # the last dict is taken for keyword arguments, even an empty one
+    names = _list(options.input_names)
+    if kwargs and names is None:
+        names = [*list(inspect.signature(model.forward).parameters)[: len(args)], *kwargs]
     arguments: dict[str, Any] = {
         "dynamo": False,
         "opset_version": options.opset_version,
         "do_constant_folding": False,  # keeps BatchNormalization and the names of parameters
-        "input_names": _list(options.input_names),
+        "input_names": names,
         "output_names": _list(options.output_names),
         "dynamic_axes": options.dynamic_axes,
     }
+    with _positional(model, len(args), list(kwargs)):
+        # A dict at the end is taken for keyword arguments: an empty one says there are none.
+        return _run_torchscript(model, (*args, *kwargs.values(), {}), arguments)
+
+
+def _run_torchscript(
+    model: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any]
+) -> ir.Model:
     tensors = itertools.chain(model.parameters(), model.buffers())
     if sum(t.numel() * t.element_size() for t in tensors) <= IN_MEMORY_LIMIT:
         buffer = io.BytesIO()
@@ -97,6 +108,28 @@ def _export_torchscript(
         exported = ir.load(path)
         ir.external_data.load_to_model(exported)
         return exported
+
+
+@contextmanager
+def _positional(model: nn.Module, count: int, keywords: list[str]) -> Iterator[None]:
+    """Lets `model` take keyword arguments by position: a trace cannot pass keyword-only ones."""
+    if not keywords:
+        yield
+        return
+    forward = model.forward
+
+    def by_position(*values: Any) -> Any:
+        return forward(*values[:count], **dict(zip(keywords, values[count:], strict=True)))
+
+    replaced = model.__dict__.get("forward")
+    model.forward = by_position
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del model.forward
+        else:
+            model.forward = replaced
 
 
 def _export_dynamo(
@@ -124,11 +157,13 @@ def _list(names: Sequence[str] | None) -> list[str] | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' own prints, warnings and notes from the user: none asks for an action."""
+    """Keeps the exporters' own warnings and notes from the user: none asks for an action."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
+    printing = torch._C._jit_is_onnx_log_enabled()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        torch._C._jit_set_onnx_log_enabled(False)
         for log in loggers:
             log.setLevel(logging.CRITICAL)
         try:
@@ -136,6 +171,7 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, level in zip(loggers, levels, strict=True):
                 log.setLevel(level)
+            torch._C._jit_set_onnx_log_enabled(printing)
 
 
 # ---- which nodes belong to which module ----

@@ -63,10 +63,16 @@ def _line_of_operator(
         return None
     try:
         with torch.no_grad():
-            graph, _, _ = torch.jit._get_trace_graph(model, args, kwargs, strict=False)  # type: ignore[attr-defined]
+            trace = torch.jit.trace(
+                model,
+                None if kwargs else args,
+                example_kwarg_inputs=kwargs or None,
+                strict=False,
+                check_trace=False,
+            )
     except Exception:  # the explanation must not fail where the export already has
         return None
-    for node in graph.nodes():
+    for node in trace.inlined_graph.nodes():
         if node.kind() == operator.group():
             for match in _SOURCE_LINE.finditer(node.sourceRange()):
                 if not _is_library(match["file"]):

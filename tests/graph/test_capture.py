@@ -1,0 +1,192 @@
+"""Which nodes belong to which module, whatever the exporter names them."""
+
+import pytest
+import torch
+from torch import nn
+
+from amct_pytorch.graph.capture import capture
+from amct_pytorch.graph.facts import analyze, is_of_interest
+from amct_pytorch.graph.options import ExportOptions
+
+OPSETS = [11, 13, 17, 18]
+
+
+def facts_of(model, x, opset=13, **options):
+    model.eval()
+    captured = capture(model, x, ExportOptions(opset_version=opset, **options), is_of_interest)
+    return analyze(model, captured)
+
+
+def reasons(model, x, opset=13):
+    return {name: layer.reason for name, layer in facts_of(model, x, opset).layers.items()}
+
+
+class Confusing(nn.Module):
+    """Names that the exporter's own numbering collides with."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.pool_1 = nn.AvgPool2d(2), nn.AvgPool2d(2)
+        self.conv, self.conv_1 = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)
+        self.left = nn.ModuleDict({"a": nn.Linear(4, 4)})
+        self.right = nn.ModuleDict({"a": nn.Linear(4, 4)})
+        self.alias = self.conv
+
+    def forward(self, x):
+        x = self.pool_1(self.pool(self.pool(self.conv_1(self.alias(x)))))
+        return self.left["a"](x) + self.right["a"](x)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_confusing_names(opset):
+    found = reasons(Confusing(), torch.randn(2, 1, 32, 32), opset)
+    assert found == {
+        "pool": "runs 2 times in one forward",
+        "pool_1": None,
+        "conv": None,
+        "conv_1": None,
+        "left.a": None,
+        "right.a": None,
+    }
+
+
+class Shapes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x, *, flip=None):
+        if x.shape[0] > 1 and x.dim() == 3:
+            x = x.flip(1) if flip is not None else x
+            return self.large(x)
+        return self.small(x)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_control_flow_on_shapes_and_keyword_inputs(opset):
+    data = (torch.randn(2, 5, 4), {"flip": torch.ones(1)})
+    assert reasons(Shapes(), data, opset) == {
+        "small": "forward does not call it with this input_data",
+        "large": None,
+    }
+
+
+def test_shared_parameters_are_told_with_their_owner():
+    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 1))
+    model[1].weight = model[0].weight
+    assert reasons(model, torch.randn(1, 2, 4)) == {
+        "0": "shares its weight with 1",
+        "1": "shares its weight with 0",
+        "2": None,
+    }
+
+
+def test_equal_but_separate_weights_are_not_shared():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].load_state_dict(model[0].state_dict())
+    assert reasons(model, torch.randn(1, 3)) == {"0": None, "1": None}
+
+
+class Doubling(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x * 2)
+
+
+class Plain(nn.Conv2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "reason"),
+    [
+        (Plain(1, 1, 1), torch.randn(1, 1, 4, 4), None),
+        (Doubling(1, 1, 1), torch.randn(1, 1, 4, 4), "its forward runs Mul before Conv"),
+        (
+            nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"),
+            torch.randn(1, 1, 4, 4),
+            "has padding_mode 'circular', only 'zeros' can be quantized",
+        ),
+        (
+            nn.Conv3d(1, 1, 2, dilation=(2, 1, 1)),
+            torch.randn(1, 1, 4, 4, 4),
+            "has dilation (2, 1, 1), the first entry must be 1",
+        ),
+        (
+            nn.Conv2d(1, 1, 1),
+            torch.randn(1, 4, 4),
+            "is called on an input without a batch dimension",
+        ),
+        (nn.Linear(4, 4), torch.randn(4), "is called on inputs of 1 dimensions, not 2 to 4"),
+        (
+            nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            torch.randn(2, 4),
+            "its weight is parametrized, not a plain parameter",
+        ),
+    ],
+    ids=["subclass", "own forward", "circular", "dilation", "unbatched", "vector", "weight norm"],
+)
+def test_reason(layer, x, reason):
+    assert reasons(nn.Sequential(layer), x) == {"0": reason}
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_batch_norm_pairs(opset):
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+    )
+    assert facts_of(model, torch.randn(2, 1, 4, 4), opset).batch_norms == {"1": "0"}
+
+
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.bn(x) + x
+
+
+def test_no_pair_when_the_convolution_has_another_reader():
+    assert facts_of(TwoReaders(), torch.randn(2, 1, 4, 4)).batch_norms == {}
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        return x @ torch.zeros(3)  # the user's own line
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svd(x)[0]  # the user's own line
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("model", [Broken(), Unknown()], ids=["raises", "no ONNX form"])
+def test_a_failed_capture_shows_the_users_line(model, opset, capsys):
+    if isinstance(model, Unknown) and opset == 18:
+        pytest.skip("the newer exporter knows this operator")
+    with pytest.raises(RuntimeError, match=r"cannot be captured") as error:
+        capture(model, torch.randn(4, 4), ExportOptions(opset_version=opset), is_of_interest)
+    assert f"{__file__}:" in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"input_names": "x"}, TypeError, "input_names"),
+        ({"output_names": [1]}, RuntimeError, "output_names"),
+        ({"dynamic_axes": []}, TypeError, "dynamic_axes"),
+        ({"dynamic_axes": {1: [0]}}, RuntimeError, "dynamic_axes"),
+        ({"dynamic_axes": {"x": 0}}, RuntimeError, "dynamic_axes"),
+        ({"dynamic_axes": {"x": [-1]}}, RuntimeError, "dynamic_axes"),
+        ({"dynamic_axes": {"x": {0: 1}}}, RuntimeError, "dynamic_axes"),
+        ({"opset_version": 10}, ValueError, "opset_version"),
+        ({"opset_version": "13"}, TypeError, "opset_version"),
+    ],
+    ids=str,
+)
+def test_bad_options(options, error, text):
+    with pytest.raises(error, match=text):
+        ExportOptions(**options)
