@@ -66,7 +66,10 @@ if wants_cuda():
             ["csrc/library_cuda.cpp", "csrc/ops_cuda.cu"],
             depends=HEADERS,
             py_limited_api=True,
-            extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA", STABLE_ABI], "nvcc": [*NVCC, STABLE_ABI]},
+            extra_compile_args={
+                "cxx": [*CXX, "-DUSE_CUDA", STABLE_ABI],
+                "nvcc": [*NVCC, STABLE_ABI],
+            },
             extra_link_args=["-s"],
         )
     )

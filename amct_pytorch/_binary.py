@@ -5,7 +5,7 @@ import importlib.util
 import torch
 
 try:
-    from . import _C  # noqa: F401
+    from . import _C  # type: ignore[attr-defined]  # noqa: F401
 
     if torch.version.cuda and importlib.util.find_spec("amct_pytorch._C_cuda"):
         from . import _C_cuda  # type: ignore[attr-defined]  # noqa: F401

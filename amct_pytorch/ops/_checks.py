@@ -1,4 +1,4 @@
-"""Argument checks of the public op functions: a wrong type is a TypeError that names the argument."""
+"""Argument checks of the op functions: a wrong type is a TypeError that names the argument."""
 
 import torch
 from torch import Tensor

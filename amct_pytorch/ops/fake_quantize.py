@@ -80,7 +80,7 @@ def fake_quantize(
     check_factors(scale, offset)
     if torch.compiler.is_compiling():
         scale, inverse, offset = _traced_factors(x, scale, offset, axis)
-        return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)  # type: ignore[no-any-return]
+        return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)
     return _ops.fake_quantize(x, scale, offset, num_bits, axis)
 
 
@@ -159,6 +159,7 @@ class _TracedFakeQuantize(torch.autograd.Function):
         return ((codes - offset) * scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _, inside = _traced_codes(*ctx.saved_tensors, ctx.num_bits)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, inverse, offset = ctx.saved_tensors
+        _, inside = _traced_codes(x, scale, inverse, offset, ctx.num_bits)
         return torch.where(inside, grad, 0), None, None, None, None
