@@ -1,0 +1,101 @@
+// quant_math_test.cpp - the formulas of quant_math.h on numbers that can be checked by hand.
+#include "quant_math.h"
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+int failures = 0;
+
+void expect(const char* what, float got, float want) {
+  if (got == want || (std::isnan(got) && std::isnan(want))) return;
+  std::printf("FAILED %s: got %.9g, expected %.9g\n", what, got, want);
+  ++failures;
+}
+
+void expect(const char* what, amct::ScaleOffset got, float scale, int32_t offset) {
+  expect(what, got.scale, scale);
+  expect(what, static_cast<float>(got.offset), static_cast<float>(offset));
+}
+
+void rint_rounds_half_to_even() {
+  expect("rint 0.5", amct::rint_even(0.5f), 0.0f);
+  expect("rint 1.5", amct::rint_even(1.5f), 2.0f);
+  expect("rint 2.5", amct::rint_even(2.5f), 2.0f);
+  expect("rint -1.5", amct::rint_even(-1.5f), -2.0f);
+  expect("rint -2.5", amct::rint_even(-2.5f), -2.0f);
+  expect("rint 2.51", amct::rint_even(2.51f), 3.0f);
+}
+
+void clamp_keeps_nan() {
+  expect("clamp 200", amct::clamp(200.0f, -128.0f, 127.0f), 127.0f);
+  expect("clamp -inf", amct::clamp(-kInf, -128.0f, 127.0f), -128.0f);
+  expect("clamp 5", amct::clamp(5.0f, -128.0f, 127.0f), 5.0f);
+  expect("clamp nan", amct::clamp(kNan, -128.0f, 127.0f), kNan);
+}
+
+void codes_span_the_range() {
+  expect("qmin, 8 bits", amct::quant_range(8).min, -128.0f);
+  expect("qmax, 8 bits", amct::quant_range(8).max, 127.0f);
+  expect("qmin, 4 bits", amct::quant_range(4).min, -8.0f);
+  expect("qmax, 16 bits", amct::quant_range(16).max, 32767.0f);
+}
+
+// Scale 1/4 and offset 3: every product below is exact.
+void quantize_and_back() {
+  const amct::Factors f = amct::make_factors(0.25f, 3);
+  const amct::QuantRange bits4 = amct::quant_range(4);
+  expect("quantize 0", amct::quantize(0.0f, f, bits4), 3.0f);
+  expect("quantize 0.5", amct::quantize(0.5f, f, bits4), 5.0f);
+  expect("quantize 0.625, a tie", amct::quantize(0.625f, f, bits4), 5.0f);
+  expect("quantize 0.875, a tie", amct::quantize(0.875f, f, bits4), 7.0f);
+  expect("quantize 9", amct::quantize(9.0f, f, bits4), 7.0f);
+  expect("quantize -9", amct::quantize(-9.0f, f, bits4), -8.0f);
+  expect("dequantize 5", amct::dequantize(5.0f, f), 0.5f);
+  expect("dequantize -8", amct::dequantize(-8.0f, f), -2.75f);
+  expect("fake_quantize 0.625", amct::fake_quantize(0.625f, f, bits4), 0.5f);
+  expect("fake_quantize 9", amct::fake_quantize(9.0f, f, bits4), 1.0f);
+  expect("fake_quantize inf", amct::fake_quantize(kInf, f, bits4), 1.0f);
+  expect("fake_quantize nan", amct::fake_quantize(kNan, f, bits4), kNan);
+}
+
+// 4 bits, scale 1/4, offset 0: codes -8..7 stand for -2..1.75.
+void gradient_stops_where_the_code_saturates() {
+  const amct::Factors f = amct::make_factors(0.25f, 0);
+  const amct::QuantRange bits4 = amct::quant_range(4);
+  expect("grad at -2", amct::fake_quantize_grad(-2.0f, 3.0f, f, bits4), 3.0f);
+  expect("grad at 1.75", amct::fake_quantize_grad(1.75f, 3.0f, f, bits4), 3.0f);
+  expect("grad at 1.8, rounds to 7", amct::fake_quantize_grad(1.8f, 3.0f, f, bits4), 3.0f);
+  expect("grad at 2", amct::fake_quantize_grad(2.0f, 3.0f, f, bits4), 0.0f);
+  expect("grad at -2.25", amct::fake_quantize_grad(-2.25f, 3.0f, f, bits4), 0.0f);
+  expect("grad at nan", amct::fake_quantize_grad(kNan, 3.0f, f, bits4), 0.0f);
+}
+
+void factors_of_a_range() {
+  constexpr bool kSymmetric = false, kAsymmetric = true;
+  expect("[-1, 0.5]", amct::factors_of_range(-1.0f, 0.5f, 8, kSymmetric), 1.0f / 128.0f, 0);
+  expect("[-0.5, 1]", amct::factors_of_range(-0.5f, 1.0f, 8, kSymmetric), 1.0f / 127.0f, 0);
+  expect("[-2, -1], 4 bits", amct::factors_of_range(-2.0f, -1.0f, 4, kSymmetric), 0.25f, 0);
+  expect("[-1, 0.5] asym", amct::factors_of_range(-1.0f, 0.5f, 8, kAsymmetric), 1.5f / 255.0f, 42);
+  expect("[5, 5] asym", amct::factors_of_range(5.0f, 5.0f, 8, kAsymmetric), 5.0f / 255.0f, -128);
+  expect("empty range", amct::factors_of_range(0.0f, 0.0f, 8, kSymmetric), 1.0f, 0);
+  expect("empty range asym", amct::factors_of_range(0.0f, 0.0f, 8, kAsymmetric), 1.0f, -128);
+}
+
+}  // namespace
+
+int main() {
+  rint_rounds_half_to_even();
+  clamp_keeps_nan();
+  codes_span_the_range();
+  quantize_and_back();
+  gradient_stops_where_the_code_saturates();
+  factors_of_a_range();
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
