@@ -60,6 +60,8 @@ extensions = [
     ),
 ]
 if wants_cuda():
+    # torch would ask the GPU of this machine, and fail where there is none.
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     extensions.append(
         CUDAExtension(
             "amct_pytorch._C_cuda",
