@@ -28,6 +28,7 @@ def quantize(
 
     `x` is float32, float16 or bfloat16 of any shape and strides; `scale` (float32) and `offset`
     (int32) hold one element, or one per index of dimension `axis`. Not differentiable.
+    Infinities clamp; NaN, which no integer can hold, becomes code 0.
     Raises TypeError for another dtype, ValueError for num_bits outside [2, 16], IndexError for an
     axis that `x` does not have, RuntimeError for factors of another size or device.
 
@@ -39,8 +40,9 @@ def quantize(
     check_dtype("x", x)
     check_factors(scale, offset)
     if torch.compiler.is_compiling():
-        codes = _traced_codes(x, *_traced_factors(x, scale, offset, axis), num_bits)[0]
-        return codes.to(torch.int8 if num_bits <= 8 else torch.int16)
+        _, inverse, offset = _traced_factors(x, scale, offset, axis)
+        codes = _traced_codes(x, inverse, offset).clamp(*_traced_range(num_bits))
+        return codes.nan_to_num(0.0).to(torch.int8 if num_bits <= 8 else torch.int16)
     return _ops.quantize(x, scale, offset, num_bits, axis)
 
 
@@ -80,7 +82,7 @@ def fake_quantize(
     check_factors(scale, offset)
     if torch.compiler.is_compiling():
         scale, inverse, offset = _traced_factors(x, scale, offset, axis)
-        return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)
+        return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)  # type: ignore[no-untyped-call]
     return _ops.fake_quantize(x, scale, offset, num_bits, axis)
 
 
@@ -132,20 +134,27 @@ def _traced_factors(
     x: Tensor, scale: Tensor, offset: Tensor, axis: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """scale, fl(1/scale) and offset in float32, shaped to broadcast against `x`."""
-    shape = [1] * x.dim()
+    shape, channels = [1] * x.dim(), 1
     if axis is not None:
-        shape[axis] = -1
+        shape[axis] = channels = x.shape[axis]
+    for name, factor in (("scale", scale), ("offset", offset)):
+        if factor.dim() > 1 or factor.numel() != channels:
+            raise RuntimeError(f"{name} must have {channels} elements, got {list(factor.shape)}")
     scale = scale.reshape(shape)
-    return scale, scale.reciprocal(), offset.reshape(shape).float()
+    # Through float64, whose division a compiler for GPUs rounds correctly; float32's it may not.
+    inverse = scale.double().reciprocal().float()
+    return scale, inverse, offset.reshape(shape).float()
 
 
-def _traced_codes(
-    x: Tensor, scale: Tensor, inverse: Tensor, offset: Tensor, num_bits: int
-) -> tuple[Tensor, Tensor]:
-    """The clamped codes, and whether each lay in the range, as float32 and bool."""
-    qmin, qmax = -(2.0 ** (num_bits - 1)), 2.0 ** (num_bits - 1) - 1
-    codes = torch.round(x.float() * inverse) + offset
-    return codes.clamp(qmin, qmax), (codes >= qmin) & (codes <= qmax)
+def _traced_codes(x: Tensor, inverse: Tensor, offset: Tensor) -> Tensor:
+    """The codes before clamping, as float32."""
+    return torch.round(x.float() * inverse) + offset
+
+
+def _traced_range(num_bits: int) -> tuple[float, float]:
+    if not 2 <= num_bits <= 16:
+        raise ValueError(f"num_bits must be in [2, 16], got {num_bits}")
+    return -(2.0 ** (num_bits - 1)), 2.0 ** (num_bits - 1) - 1
 
 
 class _TracedFakeQuantize(torch.autograd.Function):
@@ -153,13 +162,14 @@ class _TracedFakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, inverse: Tensor, offset: Tensor, num_bits: int
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, inverse, offset)
+        ctx.save_for_backward(x, inverse, offset)
         ctx.num_bits = num_bits
-        codes, _ = _traced_codes(x, scale, inverse, offset, num_bits)
+        codes = _traced_codes(x, inverse, offset).clamp(*_traced_range(num_bits))
         return ((codes - offset) * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, inverse, offset = ctx.saved_tensors
-        _, inside = _traced_codes(x, scale, inverse, offset, ctx.num_bits)
+        codes = _traced_codes(*ctx.saved_tensors)
+        qmin, qmax = _traced_range(ctx.num_bits)
+        inside = (codes >= qmin) & (codes <= qmax)
         return torch.where(inside, grad, 0), None, None, None, None

@@ -4,7 +4,8 @@
 //   dequantize    y = (q - offset) * scale
 //   fake_quantize y = dequantize(quantize(x)); gradient 1 where the code did not saturate
 //
-// The order multiply, round, add offset is the AscendQuant operator's, and that of
+// A NaN stays NaN in fake_quantize and has code 0 in quantize. The order multiply,
+// round, add offset is the AscendQuant operator's, and that of
 // torch.fake_quantize_per_tensor_affine, whose bits float32 results have.
 #pragma once
 #include <optional>
@@ -26,7 +27,8 @@ struct Quantizer {
 
 struct Quantize : Quantizer {
   AMCT_HD float operator()(const Factors& f, const float (&in)[1]) const {
-    return amct::quantize(in[0], f, range);
+    const float q = amct::quantize(in[0], f, range);
+    return q == q ? q : 0.0f;  // a NaN: converting it to an integer is undefined
   }
 };
 
