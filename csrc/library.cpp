@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor offset, int num_bits, "
       "int? axis) -> Tensor");
+  m.def(
+      "arq(Tensor weight, int num_bits, int? axis, bool asymmetric) -> (Tensor scale, Tensor "
+      "offset)");
 }
 
 #if !defined(AMCT_NO_PYTHON)

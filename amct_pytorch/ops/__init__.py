@@ -1,5 +1,6 @@
 """Quantization ops: typed functions over the registered ops of the namespace `amct_pytorch`."""
 
+from .arq import arq
 from .fake_quantize import dequantize, fake_quantize, quantize
 
-__all__ = ["dequantize", "fake_quantize", "quantize"]
+__all__ = ["arq", "dequantize", "fake_quantize", "quantize"]

@@ -1,3 +1,4 @@
 // The ops, in the order of library.cpp; compiled once as C++ and once as CUDA.
 // The includer sets AMCT_DEVICE_KEY (dispatch key) and AMCT_DEVICE_NS (namespace).
+#include "arq.inl"
 #include "fake_quantize.inl"
