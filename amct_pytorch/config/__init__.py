@@ -1,0 +1,3 @@
+"""What the user wants, per layer: the JSON configuration and the simplified protobuf text."""
+
+from .ptq import QuantConfig as QuantConfig

@@ -1,0 +1,56 @@
+"""Reading a JSON configuration file: one object, no key twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from .problems import Problem, fail, shown
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """The object in the JSON file `path`.
+
+    Raises FileNotFoundError, IsADirectoryError (an empty path too) or another OSError;
+    json.JSONDecodeError, with the file name, for a syntax error; ValueError for a key that appears
+    twice in one object and for text that is not UTF-8; TypeError if the file holds no object.
+    """
+    if not path or os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "expected a configuration file, got a folder", path)
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        document = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_Object)
+    except json.JSONDecodeError as error:
+        raise json.JSONDecodeError(f"{path}: {error.msg}", error.doc, error.pos) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text ({error})") from None
+    if not isinstance(document, dict):
+        raise TypeError(f"{path}: expected an object, got {shown(document)}")
+    if problems := list(_repeated_keys((), document)):
+        fail(path, problems)
+    return document
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers the keys it was given more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs)
+        self.repeated = [key for key, count in counts.items() if count > 1]
+
+
+def _repeated_keys(location: tuple[str | int, ...], value: object) -> Iterator[Problem]:
+    if isinstance(value, _Object):
+        for key in value.repeated:
+            yield Problem((*location, key), "expected each key once in an object, got it twice")
+        for key, inner in value.items():
+            yield from _repeated_keys((*location, key), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _repeated_keys((*location, index), inner)

@@ -1,0 +1,92 @@
+"""Which names a configuration may use, and what to say about the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from ..capability import BY_KIND
+from ..graph import ModelFacts
+from ..suggest import did_you_mean
+from .limits import types_that
+from .problems import Problem, shown
+
+GLOBAL_KEYS = (
+    "version",
+    "batch_num",
+    "activation_offset",
+    "joint_quant",  # read, never written
+    "do_fusion",
+    "fakequant_precision_mode",
+    "skip_fusion_layers",
+)
+
+
+def quantizable_layers(facts: ModelFacts, skipped: Collection[str]) -> list[str]:
+    """The layers that a generated configuration lists, skipped ones included.
+
+    Raises ValueError if there is none, if all are skipped, or if a name is a global key.
+    """
+    names = [name for name, layer in facts.layers.items() if layer.reason is None]
+    if not names:
+        why = [f"{name} ({layer.kind}): {layer.reason}" for name, layer in facts.layers.items()]
+        lines = "\n".join(why) or f"it has no module of the types {', '.join(BY_KIND)}"
+        raise ValueError(f"the model has no layer that can be quantized:\n{lines}")
+    for name in names:
+        if name in GLOBAL_KEYS:
+            text = "this layer has the name of a global key of the configuration; rename the module"
+            raise ValueError(f"{name}: {text}")
+    if set(names) <= set(skipped):
+        raise ValueError(f"all layers that can be quantized are skipped: {', '.join(names)}")
+    return names
+
+
+def checked_skips(skip_layers: object, facts: ModelFacts) -> list[str]:
+    """The argument `skip_layers` as a list; raises TypeError or ValueError if it is wrong."""
+    names = [] if skip_layers is None else skip_layers
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"skip_layers: expected a list of str, got {skip_layers!r}")
+    for index, name in enumerate(names):
+        if reason := why_not_layer(name, facts) or why_repeated(names, index):
+            raise ValueError(f"skip_layers[{index}]: {reason}")
+    return names
+
+
+def why_not_layer(name: str, facts: ModelFacts) -> str:
+    """What to say if `name` is not a layer of a quantizable type, or an empty text."""
+    if name in facts.layers:
+        return ""
+    if name in facts.modules:
+        types = ", ".join(BY_KIND)
+        return f"expected a layer of type {types}, got {shown(name)}, a {facts.modules[name]}"
+    expected = "expected the name of a layer of the model"
+    return f"{expected}, got {shown(name)}{did_you_mean(name, facts.layers)}"
+
+
+def why_repeated(names: Sequence[str], index: int) -> str:
+    """What to say if the name at `index` has come before, or an empty text."""
+    again = names[index] in names[:index]
+    return f"expected each name once, got {shown(names[index])} twice" if again else ""
+
+
+def refused_key(key: str, facts: ModelFacts) -> Problem | None:
+    """The mistake if `key`, no global key, does not name a layer that can be quantized."""
+    if key in facts.layers:
+        layer = facts.layers[key]
+        text = f"this {layer.kind} cannot be quantized: {layer.reason}"
+        return None if layer.reason is None else Problem((key,), text)
+    if key in facts.modules:
+        return Problem((key,), why_not_layer(key, facts))
+    text = f"expected the name of a layer or a global key, got {shown(key)}"
+    return Problem((key,), text + did_you_mean(key, [*facts.layers, *GLOBAL_KEYS]))
+
+
+def fusion_problems(names: Sequence[str], facts: ModelFacts) -> Iterator[Problem]:
+    """The mistakes in `skip_fusion_layers`."""
+    for index, name in enumerate(names):
+        text = why_not_layer(name, facts) or why_repeated(names, index)
+        if not text and not BY_KIND[facts.layers[name].kind].fusion:
+            fusable = types_that(lambda capability: capability.fusion)
+            kind = facts.layers[name].kind
+            text = f"expected a layer of type {fusable}, got {shown(name)}, a {kind}"
+        if text:
+            yield Problem(("skip_fusion_layers", index), text)

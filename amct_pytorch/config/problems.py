@@ -1,0 +1,110 @@
+"""Mistakes found in a configuration, and the one exception that reports them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from ..suggest import did_you_mean
+
+_EXPECTED_TYPES = {
+    "bool_type": "true or false",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "model_type": "an object",
+    "dict_type": "an object",
+    "tuple_type": "a list",
+    "wrong_type": "",  # has its text with it
+}
+_SHOWN = 20  # mistakes listed in one message
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is, and the words "expected ..., got ..."."""
+
+    location: tuple[str | int, ...]  # keys and list indices
+    text: str
+    wrong_type: bool = False  # TypeError rather than ValueError
+
+    @property
+    def path(self) -> str:
+        """The location as text, like `conv1.activation_quant_params.search_range[0]`."""
+        parts = (f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.location)
+        return "".join(parts).lstrip(".")
+
+
+def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
+    """Raises TypeError or ValueError, as the first of `problems` demands, listing them all.
+
+    >>> fail("config.json", [Problem(("batch_num",), "expected a positive integer, got 0")])
+    Traceback (most recent call last):
+    ValueError: config.json: batch_num: expected a positive integer, got 0
+    """
+    lines = [f"{source}: {problem.path}: {problem.text}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"and {len(problems) - _SHOWN} more")
+    kind = TypeError if problems[0].wrong_type else ValueError
+    raise kind("\n".join(lines))
+
+
+def shown(value: object) -> str:
+    """`value` as the user wrote it in JSON, shortened."""
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def wrong_type(expected: str) -> PydanticCustomError:
+    """For validators: the value's type is wrong (TypeError)."""
+    return PydanticCustomError("wrong_type", "{text}", {"text": expected})
+
+
+def wrong_value(expected: str) -> PydanticCustomError:
+    """For validators: the value is wrong (ValueError)."""
+    return PydanticCustomError("wrong_value", "{text}", {"text": expected})
+
+
+def problems_of(error: ValidationError, keys: Mapping[str, Collection[str]]) -> list[Problem]:
+    """The mistakes pydantic found.
+
+    `keys` gives the keys that an object may have, by the name of its union branch, or by "" for an
+    object that is in no union. Branch names are left out of the paths.
+    """
+    return [_problem(details, keys) for details in error.errors(include_url=False)]
+
+
+def _problem(details: ErrorDetails, keys: Mapping[str, Collection[str]]) -> Problem:
+    location = tuple(part for part in details["loc"] if part not in keys)
+    kind, found, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        branch = next((part for part in reversed(details["loc"]) if part in keys), "")
+        return _unknown_key(location, keys, str(branch))
+    expected = _EXPECTED_TYPES.get(kind) or _expected_value(details, context)
+    is_type = kind in _EXPECTED_TYPES or (kind == "literal_error" and not isinstance(found, str))
+    return Problem(location, f"expected {expected}, got {shown(found)}", is_type)
+
+
+def _expected_value(details: ErrorDetails, context: Mapping[str, Any]) -> str:
+    match details["type"]:
+        case "literal_error":
+            return str(context["expected"]).replace("'", '"')
+        case "finite_number":
+            return "a finite number"
+        case _:
+            return details["msg"]
+
+
+def _unknown_key(
+    location: tuple[str | int, ...], keys: Mapping[str, Collection[str]], branch: str
+) -> Problem:
+    key = str(location[-1])
+    expected = f"expected one of {', '.join(keys[branch])}"
+    if owner := next((name for name in keys if key in keys[name]), None):
+        return Problem(location, f"{expected} with {branch}, got {shown(key)}, a key of {owner}")
+    return Problem(location, f"{expected}, got {shown(key)}{did_you_mean(key, keys[branch])}")
