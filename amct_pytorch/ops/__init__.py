@@ -2,5 +2,6 @@
 
 from .arq import arq
 from .fake_quantize import dequantize, fake_quantize, quantize
+from .ifmr import ifmr
 
-__all__ = ["arq", "dequantize", "fake_quantize", "quantize"]
+__all__ = ["arq", "dequantize", "fake_quantize", "ifmr", "quantize"]

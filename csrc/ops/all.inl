@@ -2,3 +2,4 @@
 // The includer sets AMCT_DEVICE_KEY (dispatch key) and AMCT_DEVICE_NS (namespace).
 #include "arq.inl"
 #include "fake_quantize.inl"
+#include "ifmr.inl"
