@@ -100,6 +100,11 @@ class Records(Mapping[str, LayerRecord]):
             lines.append("  }\n}\n")
         return "".join(lines)
 
+    def check_finished(self) -> None:
+        """Raises RuntimeError that names every layer that calibration has not seen enough of."""
+        if self.progress:
+            raise RuntimeError(f"{self.source}: {_unfinished(self.progress)}; run the missing ones")
+
     def validate(self, targets: Mapping[str, RecordTarget]) -> None:
         """Raises at the first factor that is missing or does not fit the layers of `targets`.
 
@@ -108,10 +113,7 @@ class Records(Mapping[str, LayerRecord]):
         ValueError for an offset, scale or balance factor out of range or a wrong number of balance
         factors. Messages have the layer, the field, what was expected and what was found.
         """
-        for layer, (seen, needed) in self.progress.items():
-            if layer not in self or self[layer].scale_d is None:
-                text = f"calibration has seen {seen} of {needed} batches; run the missing ones"
-                raise mistake(self.source, layer, "scale_d", text)
+        self.check_finished()
         for layer, record in self.layers.items():
             if layer not in targets:
                 hint = did_you_mean(layer, targets)

@@ -25,6 +25,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
@@ -65,8 +66,9 @@ def capture(
     nodes = watch.nodes_by_metadata(exported) if dynamo else watch.nodes_by_scope(exported)
     _separate_equal_initializers(exported.graph)
     with _quiet():
+        common.ShapeInferencePass()(exported)
         fold_constants(exported, onnx_shape_inference=False)
-        ir.passes.common.RemoveUnusedNodesPass()(exported)
+        common.RemoveUnusedNodesPass()(exported)
     alive = set(exported.graph)
     nodes = {name: [node for node in many if node in alive] for name, many in nodes.items()}
     return Capture(exported, nodes)

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> ifmr(const Tensor& x, int64_t num_bits, bool asymmetr
   const int64_t grain = (kGrain + n - 1) / n;
   torch::stable::parallel_for(0, rows.count, grain, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) {
-      if (!all_finite(rows.row(c), n)) finite = false;
+      if (!amct::all_finite(rows.row(c), n)) finite = false;
       if (!finite) return;
       sort_row(rows.row(c), n, sorted.data() + c * n);
     }

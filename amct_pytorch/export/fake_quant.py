@@ -1,0 +1,97 @@
+"""The fake_quant graph: the deploy graph's integers held in float, in standard operators.
+
+Quantization is Mul(1/scale), Round, Add(offset), Clip, Sub(offset); weights and biases are
+integer-valued floats; dequantization is one Mul behind the layer. Stock ONNX Runtime runs it.
+float16 layers compute in float32 between two Casts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..graph.site import Site, replace_constants
+from .integer_ir import IntegerLayer
+from .placement import free_name
+
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+
+class FakeQuantWriter:
+    """Writes the fake_quant form."""
+
+    accumulator = FLOAT
+
+    def quantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
+        # The name of the deploy graph's node, which this chain stands for.
+        prefix = free_name(graph, f"{layer.name}.quant.fakequant.mul").removesuffix(".mul")
+        half = 2 ** (layer.act_bits - 1)
+        chain = _Chain(graph, at.node, prefix, at.input, before=True)
+        if layer.dtype == FLOAT16:
+            chain.append("Cast", "cast", attributes=[ir.AttrInt64("to", int(FLOAT))])
+        scale = chain.constant("scale", np.float32(1) / layer.scale_d)
+        offset = chain.constant("offset", np.float32(layer.offset_d))
+        low, high = chain.constant("min_val", -half), chain.constant("max_val", half - 1)
+        chain.append("Mul", "mul", scale)
+        chain.append("Round", "round")
+        chain.append("Add", "add", offset)
+        chain.append("Clip", "clip", low, high)
+        chain.append("Sub", "sub", offset)
+        return chain.value
+
+    def constants(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> None:
+        weight = None if layer.weight is None else layer.weight.astype(np.float32)
+        bias = None if layer.bias is None else layer.bias.astype(np.float32)
+        replace_constants(at, layer.name, weight, bias)
+
+    def dequantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
+        producer = at.output.producer()
+        assert producer is not None
+        chain = _Chain(graph, producer, f"{layer.name}.fakedequant", at.output, before=False)
+        chain.append("Mul", "mul", chain.constant("dqscale", _broadcastable(layer)))
+        if layer.dtype == FLOAT16:
+            chain.append("Cast", "cast", attributes=[ir.AttrInt64("to", int(FLOAT16))])
+        return chain.value
+
+
+def _broadcastable(layer: IntegerLayer) -> NDArray[np.float32]:
+    """The scales shaped against the layer's output: [1, n, 1...] or [1, n]."""
+    trailing = 0
+    if layer.op_type in ("Conv", "ConvTranspose") and layer.weight is not None:
+        trailing = layer.weight.ndim - 2
+    return layer.deq_scale.reshape(1, -1, *[1] * trailing)
+
+
+class _Chain:
+    """Nodes in a row, each fed by the one before."""
+
+    def __init__(
+        self, graph: ir.Graph, anchor: ir.Node, prefix: str, start: ir.Value, before: bool
+    ) -> None:
+        self.graph, self.prefix, self.value = graph, prefix, start
+        self._anchor, self._before = anchor, before
+
+    def constant(self, name: str, array: object) -> ir.Value:
+        tensor = ir.tensor(np.asarray(array, dtype=np.float32))
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+        self._insert(node, name)
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(FLOAT), tensor.shape
+        return node.outputs[0]
+
+    def append(
+        self, op_type: str, name: str, *inputs: ir.Value, attributes: list[ir.Attr] | None = None
+    ) -> None:
+        node = ir.Node("", op_type, [self.value, *inputs], attributes or [])
+        self._insert(node, name)
+        self.value = node.outputs[0]
+
+    def _insert(self, node: ir.Node, name: str) -> None:
+        node.name = f"{self.prefix}.{name}"
+        node.doc_string = f"{node.op_type} of the fake quantization"
+        node.outputs[0].name = f"{node.name}.output0"
+        if self._before:
+            self.graph.insert_before(self._anchor, node)
+        else:
+            self.graph.insert_after(self._anchor, node)
+            self._anchor = node

@@ -1,0 +1,149 @@
+"""The integer description of a quantized layer: the only source of every exported graph."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from .. import _host
+from ..graph.site import Site
+from ..layers.channels import channels_first, channels_restored
+from ..ops import quantize
+from ..records import LayerRecord
+
+logger = logging.getLogger(__name__)
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """What a quantized layer computes: y = (sum((q_x - offset_d) * weight) + bias) * deq_scale."""
+
+    name: str
+    op_type: str  # Conv, ConvTranspose, Gemm, MatMul or AveragePool
+    dtype: ir.DataType  # of the layer's input and output: FLOAT or FLOAT16
+    scale_d: np.float32
+    offset_d: int
+    act_bits: int
+    wts_bits: int
+    weight: NDArray[np.int8] | None  # in the layout of the site; None for AveragePool
+    bias: NDArray[np.int32] | None
+    deq_scale: NDArray[np.float32]  # fl(scale_w * scale_d), one or one per output channel
+
+
+def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
+    """The integers of the layer `name` for the factors in `record`.
+
+    Raises RuntimeError, naming the layer, when a bias does not fit into int32 and ValueError when
+    a factor cannot be inverted in float32.
+    """
+    assert record.scale_d is not None
+    assert record.offset_d is not None
+    deq_scale = dequant_scale(name, record)
+    weight = None
+    if site.weight is not None:
+        rows = quantize_rows(weight_channels_first(site.weight, site.node), record)
+        weight = _weight_restored(rows, site.node)
+    layer = IntegerLayer(
+        name=name,
+        op_type=site.node.op_type,
+        dtype=site.dtype,
+        scale_d=np.float32(record.scale_d),
+        offset_d=record.offset_d,
+        act_bits=record.act_bits,
+        wts_bits=record.wts_bits,
+        weight=weight,
+        bias=None if site.bias is None else quantize_bias(name, site.bias, deq_scale),
+        deq_scale=deq_scale,
+    )
+    _check_accumulator(layer, site)
+    return layer
+
+
+def dequant_scale(name: str, record: LayerRecord) -> NDArray[np.float32]:
+    """fl(scale_w * scale_d); its low 13 bits are cleared under FORCE_FP16_QUANT."""
+    scale_d = np.float32(record.scale_d or 0.0)
+    with np.errstate(all="ignore"):
+        deq_scale = np.asarray(record.scale_w, dtype=np.float32) * scale_d
+        invertible = np.isfinite(np.float32(1) / scale_d)
+    if record.force_fp16:
+        deq_scale = _host.truncate_s19(deq_scale)
+    if not (invertible and np.all(np.isfinite(deq_scale)) and np.all(deq_scale > 0)):
+        raise ValueError(
+            f"{name}: expected scale_d and scale_w with a finite inverse and product in float32, "
+            f"got scale_d {scale_d!r} and scale_w * scale_d {deq_scale.min()!r} to "
+            f"{deq_scale.max()!r}"
+        )
+    return deq_scale
+
+
+def quantize_rows(rows: torch.Tensor, record: LayerRecord) -> torch.Tensor:
+    """int8 codes of a weight [Cout, ...] under the weight factors of `record`."""
+    scale = torch.tensor(record.scale_w, dtype=torch.float32, device=rows.device)
+    axis = 0 if scale.numel() > 1 else None
+    scale = scale if axis == 0 else scale.reshape(())
+    offset = torch.zeros_like(scale, dtype=torch.int32)
+    return quantize(rows, scale, offset, record.wts_bits, axis)
+
+
+def quantize_bias(
+    name: str, bias: NDArray[np.generic], deq_scale: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """rint(bias / deq_scale) in float64; RuntimeError when one does not fit into int32."""
+    codes = np.rint(bias.astype(np.float64) / deq_scale.astype(np.float64))
+    worst = int(np.argmax(np.abs(codes)))
+    if not abs(codes[worst]) <= INT32_MAX:  # a NaN fails too
+        raise RuntimeError(
+            f"{name}: the bias {float(bias[worst])!r} of channel {worst} is {codes[worst]:.6g} in "
+            f"units of scale_w * scale_d, beyond int32; leave the layer float (quant_enable: false)"
+        )
+    return codes.astype(np.int32)
+
+
+def groups_of(node: ir.Node) -> int:
+    """The `group` attribute of a convolution, 1 when absent."""
+    attribute = node.attributes.get("group")
+    return 1 if attribute is None else attribute.as_int()
+
+
+def weight_channels_first(weight: NDArray[np.generic], node: ir.Node) -> torch.Tensor:
+    """[Cout, ...] view of a weight in the layout of its node (MatMul and Gemm hold [K, N])."""
+    tensor = torch.from_numpy(np.array(weight, order="C"))  # torch wants writable memory
+    if node.op_type in ("Gemm", "MatMul"):
+        return tensor.t()
+    return channels_first(tensor, node.op_type == "ConvTranspose", groups_of(node))
+
+
+def _weight_restored(rows: torch.Tensor, node: ir.Node) -> NDArray[np.int8]:
+    if node.op_type in ("Gemm", "MatMul"):
+        codes = rows.t()
+    else:
+        codes = channels_restored(rows, node.op_type == "ConvTranspose", groups_of(node))
+    result: NDArray[np.int8] = codes.contiguous().numpy()
+    return result
+
+
+def _check_accumulator(layer: IntegerLayer, site: Site) -> None:
+    """Warns when a worst-case input could overflow the int32 accumulator."""
+    if layer.weight is None or layer.act_bits > 8:
+        return
+    half = 2 ** (layer.act_bits - 1)
+    largest = max(half + layer.offset_d, half - 1 - layer.offset_d)
+    rows = weight_channels_first(layer.weight, site.node).flatten(1).to(torch.int64).abs()
+    bound = rows.sum(1) * largest
+    if layer.bias is not None:
+        bound = bound + torch.from_numpy(layer.bias).to(torch.int64).abs()
+    if int(bound.max()) > INT32_MAX:
+        logger.warning(
+            "%s: channel %d can reach %d, beyond the int32 accumulator; inputs at their limits "
+            "would overflow",
+            layer.name,
+            int(bound.argmax()),
+            int(bound.max()),
+        )

@@ -1,0 +1,204 @@
+"""Executes a deploy model exactly: integers stay integers from AscendQuant to AscendDequant.
+
+This is the reference for what the NPU computes. Codes carry their offset into the layer; the
+accumulator is sum((q - offset) * weight) + bias in int32, padding counts as real zero; behind it
+one float32 multiplication. All other nodes run in ONNX's own reference evaluator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from .. import _host
+from ..graph.site import LAYER_OPS
+
+Array = NDArray[Any]
+DOMAIN = "amct.integer"
+BITS = {"INT4": 4, "INT8": 8, "INT16": 16}
+
+
+def run_deploy(model: onnx.ModelProto | str, inputs: dict[str, Array]) -> dict[str, Array]:
+    """Outputs of a deploy model by name; `model` is the proto or a path."""
+    proto = onnx.load(model) if isinstance(model, str) else model
+    integer = ir.from_proto(proto)
+    _mark_integer_nodes(integer)
+    session = ReferenceEvaluator(ir.to_proto(integer), new_ops=_OPS)
+    return dict(zip(session.output_names, session.run(None, inputs), strict=True))
+
+
+def _mark_integer_nodes(model: ir.Model) -> None:
+    """Moves quantized nodes to a domain of their own and tells layers the offset of their input."""
+    model.graph.opset_imports[DOMAIN] = 1
+    for node in model.graph:
+        if node.op_type in ("AscendQuant", "AscendDequant") and not node.domain:
+            node.domain = DOMAIN
+    for node in model.graph:
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type in LAYER_OPS and source is not None and source.op_type == "AscendQuant":
+            node.domain = DOMAIN
+            offset = source.attributes["offset"].as_float()
+            node.attributes["x_offset"] = ir.AttrFloat32("x_offset", offset)
+
+
+class _IntegerOp(OpRun):  # type: ignore[misc]
+    op_domain = DOMAIN
+
+
+class AscendQuant(_IntegerOp):
+    def _run(self, x: Array, scale: float, offset: float, dst_type: str) -> tuple[Array]:
+        inverse = np.float32(scale)
+        bits = BITS[dst_type]
+        half = np.float32(2 ** (bits - 1))
+        code = np.rint(x.astype(np.float32) * inverse) + np.float32(offset)
+        return (np.clip(code, -half, half - 1).astype(np.int8 if bits <= 8 else np.int16),)
+
+
+class AscendDequant(_IntegerOp):
+    def _run(self, x: Array, words: Array, dtype: int) -> tuple[Array]:
+        scale, _, _ = _host.unpack_dequant_words(words)
+        channel_axis = 1 if x.ndim > 2 and scale.size > 1 else x.ndim - 1
+        shape = [1] * x.ndim
+        shape[channel_axis] = -1
+        y = x.astype(np.float32) * scale.reshape(shape if scale.size > 1 else [1] * x.ndim)
+        return (y.astype(np.float16 if dtype else np.float32),)
+
+
+def _codes(x: Array, x_offset: float) -> torch.Tensor:
+    """Codes without their offset, in float64, where every sum below 2^53 is exact."""
+    return torch.from_numpy(x.astype(np.float64) - x_offset)
+
+
+def _unpacked(weight: Array, axis: int, channels: int) -> torch.Tensor:
+    """Weights as float64; two INT4 codes a byte along `axis` when it is half as long as it must."""
+    if weight.shape[axis] * 2 == channels:
+        low, high = (weight.astype(np.int8) << 4) >> 4, weight.astype(np.int8) >> 4
+        pairs = np.stack([low, high], axis=axis + 1)
+        weight = pairs.reshape(*weight.shape[:axis], channels, *weight.shape[axis + 1 :])
+    return torch.from_numpy(weight.astype(np.float64))
+
+
+def _bias(bias: Array | None) -> torch.Tensor | None:
+    return None if bias is None else torch.from_numpy(bias.astype(np.float64))
+
+
+def _accumulator(y: torch.Tensor) -> tuple[Array]:
+    """The sums as the hardware holds them; OverflowError beyond int32."""
+    if y.numel() and float(y.abs().max()) > 2**31 - 1:
+        raise OverflowError("a sum of products leaves the int32 accumulator")
+    return (y.numpy().astype(np.int32),)
+
+
+def _padded(x: torch.Tensor, pads: list[int] | None) -> torch.Tensor:
+    if not pads:
+        return x
+    rank = len(pads) // 2
+    pairs = [side for d in reversed(range(rank)) for side in (pads[d], pads[rank + d])]
+    return F.pad(x, pairs)
+
+
+class Conv(_IntegerOp):
+    def _run(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        x_offset: float = 0.0,
+        dilations: list[int] | None = None,
+        group: int | None = None,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+        auto_pad: str | None = None,
+    ) -> tuple[Array]:
+        groups = group or 1
+        codes = _padded(_codes(x, x_offset), pads)
+        w = _unpacked(weight, 1, x.shape[1] // groups)
+        conv = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+        y = conv(codes, w, _bias(bias), strides or 1, 0, dilations or 1, groups)
+        return _accumulator(y)
+
+
+class ConvTranspose(_IntegerOp):
+    def _run(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        x_offset: float = 0.0,
+        dilations: list[int] | None = None,
+        group: int | None = None,
+        kernel_shape: list[int] | None = None,
+        output_padding: list[int] | None = None,
+        output_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+        auto_pad: str | None = None,
+    ) -> tuple[Array]:
+        rank = x.ndim - 2
+        w = _unpacked(weight, 0, x.shape[1])
+        deconv = (F.conv_transpose1d, F.conv_transpose2d)[rank - 1]
+        padding = (pads or [0] * 2 * rank)[:rank]
+        y = deconv(
+            _codes(x, x_offset),
+            w,
+            _bias(bias),
+            strides or 1,
+            padding,
+            output_padding or 0,
+            group or 1,
+            dilations or 1,
+        )
+        return _accumulator(y)
+
+
+class Gemm(_IntegerOp):
+    def _run(
+        self, x: Array, weight: Array, bias: Array | None = None, x_offset: float = 0.0, **_: Any
+    ) -> tuple[Array]:
+        y = _codes(x, x_offset) @ _unpacked(weight, 0, x.shape[-1])
+        if bias is not None:
+            y = y + torch.from_numpy(bias.astype(np.float64))
+        return _accumulator(y)
+
+
+class MatMul(_IntegerOp):
+    def _run(self, x: Array, weight: Array, x_offset: float = 0.0) -> tuple[Array]:
+        y = _codes(x, x_offset) @ _unpacked(weight, 0, x.shape[-1])
+        return _accumulator(y)
+
+
+class AveragePool(_IntegerOp):
+    def _run(
+        self,
+        x: Array,
+        x_offset: float = 0.0,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+        ceil_mode: int | None = None,
+        count_include_pad: int | None = None,
+        auto_pad: str | None = None,
+        dilations: list[int] | None = None,
+    ) -> tuple[Array]:
+        assert kernel_shape is not None
+        y = F.avg_pool2d(
+            _codes(x, x_offset),
+            kernel_shape,
+            strides or 1,
+            (pads or [0, 0])[:2],
+            bool(ceil_mode),
+            bool(count_include_pad),
+        )
+        return (y.numpy(),)
+
+
+_OPS = [AscendQuant, AscendDequant, Conv, ConvTranspose, Gemm, MatMul, AveragePool]

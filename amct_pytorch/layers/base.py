@@ -1,0 +1,44 @@
+"""The base of all modules that stand for a layer of the user's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class AmctLayer(nn.Module):
+    """A stand-in for the layer `name`, which it holds as `sub_module`."""
+
+    def __init__(self, name: str, sub_module: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.sub_module = sub_module
+
+    def first_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The activation the layer is called on."""
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{self.name}: expected to be called on a torch.Tensor, got {type(x).__name__}"
+            )
+        return x
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}"
+
+
+def check_not_processed(model: nn.Module) -> None:
+    """Raises RuntimeError when `model` already holds stand-ins of this package."""
+    found = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, AmctLayer)
+    }
+    if found:
+        listed = ", ".join(
+            f"{name or '(the model itself)'}: {kind}" for name, kind in found.items()
+        )
+        raise RuntimeError(
+            f"the model was already processed by amct_pytorch ({listed}); pass the float model"
+        )

@@ -1,0 +1,105 @@
+"""What stands for a layer while activations are observed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibrators import HFMG, IFMR
+from .base import AmctLayer
+
+logger = logging.getLogger(__name__)
+
+Calibrator = IFMR | HFMG
+
+
+@dataclass
+class Calibration:
+    """Progress of one model's calibration, shared by its layers."""
+
+    batch_num: int
+    seen: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, tuple[float, int]] = field(default_factory=dict)
+    left_float: dict[str, str] = field(default_factory=dict)  # layer -> reason
+    observed: Callable[[], None] | None = None  # called when a layer has seen a batch
+
+    @property
+    def unfinished(self) -> dict[str, tuple[int, int]]:
+        """Batches seen and needed of the layers that have not seen enough."""
+        return {
+            name: (count, self.batch_num)
+            for name, count in self.seen.items()
+            if count < self.batch_num
+        }
+
+
+class CalibratedLayer(AmctLayer):
+    """Runs the layer and shows its input to a calibrator for the first `batch_num` calls.
+
+    The output is the layer's own: nothing is quantized but the weights that `sub_module` already
+    carries. Once enough has been seen the factors are reported and the calibrator's state is let
+    go.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sub_module: nn.Module,
+        calibrator: Calibrator,
+        calibration: Calibration,
+    ) -> None:
+        super().__init__(name, sub_module)
+        self.calibrator: Calibrator | None = calibrator
+        self.calibration = calibration
+        calibration.seen[name] = 0
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = self.first_input(args, kwargs)
+        if x.dtype not in (torch.float32, torch.float16):
+            raise TypeError(
+                f"{self.name}: expected an activation of dtype float32 or float16, got "
+                f"{str(x.dtype).removeprefix('torch.')}"
+            )
+        output = self.sub_module(*args, **kwargs)
+        if self.calibrator is not None:
+            self._observe(x)
+        return output
+
+    def _observe(self, x: Tensor) -> None:
+        assert self.calibrator is not None
+        calibration = self.calibration
+        try:
+            self.calibrator.update(x)
+            done = calibration.seen[self.name] + 1 >= calibration.batch_num
+            factors = self.calibrator.compute() if done else None
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self.name}: its input cannot be calibrated: {error} (batch "
+                f"{calibration.seen[self.name] + 1} of {calibration.batch_num})"
+            ) from error
+        calibration.seen[self.name] += 1
+        if factors is not None:
+            self._finish(x, *factors)
+        if calibration.observed is not None:
+            calibration.observed()
+
+    def _finish(self, x: Tensor, scale: Tensor, offset: Tensor) -> None:
+        self.calibrator = None
+        factors = float(scale), int(offset)
+        largest = float(x.abs().amax()) if x.numel() else 0.0
+        # Ops give scale 1 to ranges under the floor; that must not erase a signal silently.
+        if factors[0] == 1.0 and 0.0 < largest < 0.5:
+            reason = (
+                f"its input range is real but tiny (largest magnitude {largest:.3g}), "
+                "below what a scale can express"
+            )
+            self.calibration.left_float[self.name] = reason
+            logger.warning("%s is left float: %s", self.name, reason)
+        else:
+            self.calibration.factors[self.name] = factors

@@ -1,0 +1,89 @@
+"""Folds BatchNorm into the convolution before it, in the torch model and in its captured graph.
+
+W' = W * g / sqrt(var + eps) per output channel, b' = (b - mean) * g / sqrt(var + eps) + beta,
+in float32 (float64 models: float64); b = 0 where the convolution has none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..graph.capture import Capture
+from ..graph.facts import ModelFacts, main_nodes
+from ..graph.site import locate, replace_constants
+from ..layers.replace import replace_module
+
+logger = logging.getLogger(__name__)
+
+
+def fuse_batch_norms(
+    model: nn.Module, capture: Capture, facts: ModelFacts, skip: Collection[str] = ()
+) -> dict[str, str]:
+    """Folds in place every pair of `facts.batch_norms`; returns those folded, BatchNorm -> conv.
+
+    A convolution named in `skip`, a BatchNorm in training mode and one whose folded values are
+    not finite stay as they are; the last two are logged.
+    """
+    fused = {}
+    for bn_name, conv_name in facts.batch_norms.items():
+        bn, conv = model.get_submodule(bn_name), model.get_submodule(conv_name)
+        if conv_name in skip:
+            continue
+        if bn.training:
+            logger.warning(
+                "%s is in training mode and is not folded into %s; call model.eval() first",
+                bn_name,
+                conv_name,
+            )
+            continue
+        if not _fuse_modules(conv, bn):
+            logger.warning(
+                "%s is not folded into %s: the folded values are not finite", bn_name, conv_name
+            )
+            continue
+        replace_module(model, bn, nn.Identity())
+        _fuse_nodes(capture, facts, bn_name, conv_name, conv)
+        fused[bn_name] = conv_name
+    return fused
+
+
+@torch.no_grad()
+def _fuse_modules(conv: nn.Module, bn: nn.Module) -> bool:
+    dtype = conv.weight.dtype  # type: ignore[union-attr]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    values = [
+        None if t is None else t.detach().to(compute)  # type: ignore[union-attr, operator]
+        for t in (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    ]
+    weight, bias, mean, var, gamma, beta = values
+    weight, bias = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, gamma, beta)  # type: ignore[arg-type]
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        return False
+    conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)  # type: ignore[union-attr, arg-type]
+    conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+    return True
+
+
+def _fuse_nodes(
+    capture: Capture, facts: ModelFacts, bn_name: str, conv_name: str, conv: nn.Module
+) -> None:
+    node = main_nodes(capture, conv_name, facts.layers[conv_name].kind)[0]
+    weight, bias = (p.detach().cpu().numpy() for p in (conv.weight, conv.bias))  # type: ignore[union-attr, operator]
+    replace_constants(locate(node), conv_name, weight, bias)
+    run = next(n for n in capture.nodes[bn_name] if n.op_type == "BatchNormalization")
+    folded, output = node.outputs[0], run.outputs[0]
+    graph = capture.model.graph
+    if output.is_graph_output():
+        folded.name = output.name
+    output.replace_all_uses_with(folded, replace_graph_outputs=True)
+    inputs = list(run.inputs)
+    graph.remove(run, safe=True)
+    for value in inputs[1:]:
+        if value is not None and not value.uses() and value.name in graph.initializers:
+            del graph.initializers[value.name]

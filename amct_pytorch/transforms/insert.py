@@ -1,0 +1,123 @@
+"""Puts calibration stand-ins into a model and keeps its record file up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..calibrators import HFMG, IFMR
+from ..config.layer import ActivationConfig, HfmgConfig, LayerConfig
+from ..layers.calibrate import CalibratedLayer, Calibration, Calibrator
+from ..layers.replace import replace_module
+from ..records import LayerRecord, Records
+
+FP16_MIN_NORMAL, FP16_MAX = 2.0**-14, 65504.0
+
+
+@dataclass
+class RecordKeeper:
+    """Writes the record file: how far calibration is after each forward, the factors at its end."""
+
+    path: str
+    weights: Mapping[str, LayerRecord]  # what is known before calibration
+    calibration: Calibration
+    _inside_forward: int = field(default=0, init=False)
+    _complete: bool = field(default=False, init=False)
+
+    def observed(self) -> None:
+        """A layer has seen a batch."""
+        if self._complete:
+            return
+        # Within a forward of the whole model one write at its end tells of all layers.
+        if not self.calibration.unfinished or not self._inside_forward:
+            self.write()
+
+    def enter_forward(self, module: nn.Module, args: Any) -> None:
+        self._inside_forward += 1
+
+    def leave_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._inside_forward -= 1
+        if not self._complete and any(self.calibration.seen.values()):
+            self.write()
+
+    def write(self) -> None:
+        records = self.records()
+        records.save(self.path, warn_replaced=False)
+        self._complete = not records.progress
+
+    def records(self) -> Records:
+        layers = {}
+        for name, weights in self.weights.items():
+            if name in self.calibration.left_float:
+                continue
+            factors = self.calibration.factors.get(name)
+            if factors is not None:
+                scale, offset = factors
+                if weights.force_fp16:
+                    scale = to_half_precision(scale)
+                weights = replace(weights, scale_d=scale, offset_d=offset)
+            else:
+                weights = replace(weights, act_type=None)
+            layers[name] = weights
+        return Records(layers, self.calibration.unfinished, self.path)
+
+
+def insert_calibration(
+    model: nn.Module, layers: Mapping[str, LayerConfig], batch_num: int
+) -> Calibration:
+    """Puts a `CalibratedLayer` in the place of every layer of `layers`, in place."""
+    calibration = Calibration(batch_num)
+    for name, config in layers.items():
+        module = model.get_submodule(name)
+        stand_in = CalibratedLayer(
+            name, module, new_calibrator(config.activation_quant_params), calibration
+        )
+        replace_module(model, module, stand_in)
+    return calibration
+
+
+def keep_record(model: nn.Module, keeper: RecordKeeper) -> None:
+    """Lets `keeper` follow the forwards of `model`."""
+    keeper.calibration.observed = keeper.observed
+    model.register_forward_pre_hook(keeper.enter_forward)
+    model.register_forward_hook(keeper.leave_forward, always_call=True)
+
+
+def forget_record(model: nn.Module) -> None:
+    """Undoes `keep_record` on a copy of the model."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), RecordKeeper):
+                del hooks[key]
+
+
+def new_calibrator(config: ActivationConfig) -> Calibrator:
+    """The calibrator that the configuration of a layer's activation asks for."""
+    if isinstance(config, HfmgConfig):
+        return HFMG(config.num_bits, asymmetric=config.asymmetric, num_of_bins=config.num_of_bins)
+    return IFMR(
+        config.num_bits,
+        asymmetric=config.asymmetric,
+        max_percentile=config.max_percentile,
+        min_percentile=config.min_percentile,
+        search_range=config.search_range,
+        search_step=config.search_step,
+    )
+
+
+def to_half_precision(scale: float) -> float:
+    """The scale as FORCE_FP16_QUANT records it: in half precision.
+
+    Outside the normal range of float16 the square of the rounded root stands for it.
+
+    >>> round(to_half_precision(0.0123456), 8)
+    0.01234436
+    """
+    if FP16_MIN_NORMAL <= scale <= FP16_MAX:
+        return float(np.float16(scale))
+    root = np.float32(np.float16(np.sqrt(np.float32(scale))))
+    return float(root * root)

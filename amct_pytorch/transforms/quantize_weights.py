@@ -1,0 +1,101 @@
+"""ARQ on the weights: factors for the record, fake-quantized weights for model and graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..config.layer import LayerConfig
+from ..graph.capture import Capture
+from ..graph.facts import ModelFacts, main_nodes
+from ..graph.site import locate, replace_constants
+from ..layers.channels import channels_first, channels_restored
+from ..ops import arq, fake_quantize
+from ..records import LayerRecord
+
+logger = logging.getLogger(__name__)
+
+
+def quantize_weights(
+    model: nn.Module,
+    capture: Capture,
+    facts: ModelFacts,
+    layers: Mapping[str, LayerConfig],
+    precision_mode: str = "DEFAULT",
+) -> dict[str, LayerRecord]:
+    """Replaces the weights of `layers` by their fake-quantized values; returns their records.
+
+    Raises TypeError for weights that are neither float32 nor float16 and RuntimeError for NaN or
+    infinity in them, before anything is replaced in that layer; both name it.
+    """
+    records = {}
+    mode = None if precision_mode == "DEFAULT" else precision_mode
+    for name, config in layers.items():
+        act_type = f"INT{config.activation_quant_params.num_bits}"
+        kind = facts.layers[name].kind
+        if kind == "AvgPool2d":
+            records[name] = LayerRecord(
+                scale_w=(1.0,), offset_w=(0,), act_type=act_type, fakequant_precision_mode=mode
+            )
+            continue
+        bits = config.weight_quant_params.num_bits
+        module = model.get_submodule(name)
+        scale = _quantize_weight(
+            name, module, kind, bits, bool(config.weight_quant_params.channel_wise)
+        )
+        node = main_nodes(capture, name, kind)[0]
+        weight: Tensor = module.weight.detach().cpu()  # type: ignore[union-attr, assignment, operator]
+        array = (weight.t() if kind == "Linear" else weight).numpy()
+        replace_constants(locate(node), name, array, None)
+        records[name] = LayerRecord(
+            scale_w=tuple(scale.tolist()),
+            offset_w=(0,) * scale.numel(),
+            act_type=act_type,
+            wts_type=f"INT{bits}",
+            fakequant_precision_mode=mode,
+        )
+    return records
+
+
+@torch.no_grad()
+def _quantize_weight(
+    name: str, module: nn.Module, kind: str, num_bits: int, channel_wise: bool
+) -> Tensor:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if weight.dtype not in (torch.float32, torch.float16):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: expected weights of dtype float32 or float16, got {dtype}")
+    transposed, groups = kind.startswith("ConvTranspose"), getattr(module, "groups", 1)
+    rows = channels_first(weight.detach(), transposed, groups)
+    axis = 0 if channel_wise else None
+    if not torch.isfinite(rows).all():
+        bad = (~torch.isfinite(rows.flatten(1))).any(1).nonzero().flatten().tolist()
+        raise RuntimeError(
+            f"{name}: the weight has NaN or infinite values in output channels {_some(bad)}; "
+            "repair the model, or skip the layer"
+        )
+    scale, offset = arq(rows, num_bits, axis)
+    _warn_of_tiny_channels(name, rows, scale)
+    quantized = fake_quantize(rows, scale, offset, num_bits, axis)
+    quantized = channels_restored(quantized, transposed, groups).contiguous()
+    module.weight = nn.Parameter(quantized, requires_grad=weight.requires_grad)
+    return scale.reshape(-1).cpu()
+
+
+def _warn_of_tiny_channels(name: str, rows: Tensor, scale: Tensor) -> None:
+    """Channels whose range is under the floor get scale 1 and are quantized to zero."""
+    largest = rows.float().abs().flatten(1).amax(1) if scale.dim() else rows.float().abs().amax()
+    erased = ((scale == 1.0) & (largest > 0) & (largest < 0.5)).reshape(-1).nonzero().flatten()
+    if erased.numel():
+        where = f"in output channels {_some(erased.tolist())} " if scale.dim() else ""
+        logger.warning(
+            "%s: the weights %sare real but too small for a scale and become zero", name, where
+        )
+
+
+def _some(channels: list[int], limit: int = 8) -> str:
+    shown = ", ".join(map(str, channels[:limit]))
+    return shown if len(channels) <= limit else f"{shown} and {len(channels) - limit} more"

@@ -1,0 +1,77 @@
+"""The quantized model in torch: what the fake_quant graph computes, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..export.integer_ir import dequant_scale, quantize_bias, quantize_rows
+from ..layers.base import AmctLayer
+from ..layers.calibrate import CalibratedLayer
+from ..layers.channels import channels_first, channels_restored
+from ..layers.replace import replace_module
+from ..layers.simulate import SimulatedLayer
+from ..records import LayerRecord, Records
+from .insert import forget_record
+
+
+def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
+    """A copy of a calibrated model whose layers are quantized as in the exported graphs.
+
+    Args:
+        model: the model that `quantize_model` returned.
+        record_file: its record file, complete.
+
+    A layer without factors in the record runs as it is. Raises RuntimeError for a record that
+    belongs to an unfinished calibration and for a model without calibrated layers.
+
+    Example::
+
+        simulated = amct.simulate_model(calibrated, "record.txt")
+        accuracy = evaluate(simulated)
+    """
+    layers = [m for m in model.modules() if isinstance(m, CalibratedLayer)]
+    if not layers:
+        raise RuntimeError("the model has no calibrated layer; pass what quantize_model returned")
+    records = Records.load(record_file)
+    records.check_finished()
+    simulated = copy.deepcopy(model)
+    forget_record(simulated)
+    for module in [m for m in simulated.modules() if isinstance(m, CalibratedLayer)]:
+        record = records.get(module.name)
+        stand_in: nn.Module = module.sub_module
+        if record is not None and record.has_factors:
+            stand_in = simulated_layer(module, record)
+        replace_module(simulated, module, stand_in)
+    return simulated
+
+
+@torch.no_grad()
+def simulated_layer(layer: AmctLayer, record: LayerRecord) -> SimulatedLayer:
+    """The stand-in that computes with the integers of `record`."""
+    assert record.scale_d is not None
+    assert record.offset_d is not None
+    module = layer.sub_module
+    deq_scale = dequant_scale(layer.name, record)
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    if isinstance(getattr(module, "weight", None), Tensor):
+        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
+        groups = getattr(module, "groups", 1)
+        rows = channels_first(module.weight.detach(), transposed, groups)  # type: ignore[arg-type, union-attr, operator]
+        weight = channels_restored(quantize_rows(rows, record), transposed, groups)
+    if isinstance(getattr(module, "bias", None), Tensor):
+        array = module.bias.detach().cpu().numpy()  # type: ignore[union-attr, operator]
+        bias = torch.from_numpy(quantize_bias(layer.name, array, deq_scale))
+    return SimulatedLayer(
+        layer.name,
+        module,
+        record.scale_d,
+        record.offset_d,
+        record.act_bits,
+        weight,
+        bias,
+        torch.from_numpy(deq_scale),
+    )

@@ -1,0 +1,240 @@
+"""Post-training quantization as a user runs it."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import MODELS, example
+from ptq_flow import ptq, run
+from torch import nn
+
+import amct_pytorch as amct
+from amct_pytorch.export.verify import run_deploy
+from amct_pytorch.records import Records
+
+DYNAMIC = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "N"}, "y": [0]}}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def flow(request, tmp_path_factory):
+    model, batches = example(request.param)
+    flow = ptq(tmp_path_factory.mktemp("flow"), model, batches, **DYNAMIC)
+    flow.model, flow.batches = model, batches
+    return flow
+
+
+def test_every_layer_is_quantized(flow):
+    quantized = {
+        n.name.removesuffix(".dequant")
+        for n in flow.deploy.graph.node
+        if n.op_type == "AscendDequant"
+    }
+    expected = {n for n, m in flow.model.named_modules() if amct.capability.kind_of(m)}
+    assert quantized == expected
+
+
+def test_fake_quant_passes_the_checker_and_runs_at_other_batch_sizes(flow):
+    onnx.checker.check_model(flow.fake_quant, full_check=True)
+    x = torch.cat(flow.batches)[:3]
+    np.testing.assert_array_equal(
+        flow.run_fake_quant(x), flow.run_fake_quant(torch.cat(flow.batches))[:3]
+    )
+
+
+def test_quantized_is_close_to_float(flow):
+    x = torch.cat(flow.batches)
+    with torch.no_grad():
+        expected = flow.model(x).numpy()
+    error = flow.run_fake_quant(x) - expected
+    assert 10 * np.log10((expected**2).sum() / (error**2).sum()) > 25
+
+
+def test_simulation_equals_fake_quant(flow):
+    x = torch.cat(flow.batches)
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)
+    np.testing.assert_allclose(simulated(x).numpy(), flow.run_fake_quant(x), rtol=1e-5, atol=1e-6)
+
+
+def test_integer_execution_of_deploy_equals_fake_quant(flow):
+    x = torch.cat(flow.batches)
+    exact = run_deploy(flow.deploy, {"x": x.numpy()})["y"]
+    np.testing.assert_allclose(exact, flow.run_fake_quant(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_users_model_is_untouched(tmp_path):
+    model, batches = example("digits")
+    before = copy.deepcopy(model.state_dict())
+    names = [name for name, _ in model.named_modules()]
+    ptq(tmp_path, model, batches)
+    assert [name for name, _ in model.named_modules()] == names
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_reruns_are_byte_identical(tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        ptq(tmp_path / name, *example("digits"))
+        contents.append({f.name: f.read_bytes() for f in sorted((tmp_path / name).iterdir())})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 5
+
+
+def test_output_of_the_calibrated_model_has_only_quantized_weights(tmp_path):
+    model, batches = example("digits")
+    flow = ptq(tmp_path, model, batches)
+    expected = run(flow.modified, batches[0])
+    np.testing.assert_allclose(flow.calibrated(batches[0]).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_modified_model_is_valid_and_named_by_layer(tmp_path):
+    flow = ptq(tmp_path, *example("digits"))
+    onnx.checker.check_model(flow.modified, full_check=True)
+    names = {node.name for node in flow.modified.graph.node}
+    assert {"stem.0", "left", "right", "depthwise", "up", "pool", "fc"} <= names
+    assert not any(node.op_type == "BatchNormalization" for node in flow.modified.graph.node)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 20])
+def test_opsets(tmp_path, opset):
+    model, batches = example("digits")
+    flow = ptq(tmp_path, model, batches, opset_version=opset, **DYNAMIC)
+    assert flow.deploy.opset_import[0].version == opset
+    x = torch.cat(batches)[:3]
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)
+    np.testing.assert_allclose(flow.run_fake_quant(x), simulated(x).numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run_deploy(flow.deploy, {"x": x.numpy()})["y"], simulated(x).numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_float16_models(tmp_path):
+    model, batches = example("digits", torch.float16)
+    flow = ptq(tmp_path, model, batches, **DYNAMIC)
+    dequant = [n for n in flow.deploy.graph.node if n.op_type == "AscendDequant"]
+    assert {a.i for n in dequant for a in n.attribute if a.name == "dtype"} == {1}
+    onnx.checker.check_model(flow.fake_quant, full_check=True)
+    y = flow.run_fake_quant(batches[0])
+    assert y.dtype == np.float16
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)(batches[0]).numpy()
+    np.testing.assert_allclose(y, simulated, rtol=2e-3, atol=2e-3)
+    exact = run_deploy(flow.deploy, {"x": batches[0].numpy()})["y"]
+    np.testing.assert_allclose(y, exact, rtol=2e-3, atol=2e-3)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x, y, *, scale=None):
+        h = self.a(x) + self.b(y)
+        return self.c(h if scale is None else h * scale)
+
+
+def test_several_and_keyword_inputs(tmp_path):
+    torch.manual_seed(0)
+    model = TwoInputs().eval()
+    batches = [
+        (torch.randn(3, 4), torch.randn(3, 4), {"scale": torch.tensor(2.0)}) for _ in range(2)
+    ]
+    flow = ptq(tmp_path, model, batches, input_names=["x", "y", "scale"])
+    x, y, keywords = batches[0]
+    result = flow.run_fake_quant(x, y, keywords["scale"])
+    np.testing.assert_allclose(result, model(x, y, **keywords).detach().numpy(), atol=0.1)
+
+
+class SharedInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+
+def test_equal_factors_share_one_quantization(tmp_path):
+    model = SharedInput().eval()
+    flow = ptq(tmp_path, model, [torch.randn(2, 3, 5, 5)])
+    assert [n.name for n in flow.deploy.graph.node if n.op_type == "AscendQuant"] == ["a.quant"]
+    assert sum(n.op_type == "Round" for n in flow.fake_quant.graph.node) == 1
+
+
+def test_a_layer_at_the_graph_output_gives_its_name_to_the_dequantization(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2)).eval()
+    flow = ptq(tmp_path, model, [torch.randn(2, 3)], output_names=["logits"])
+    layer = next(n for n in flow.deploy.graph.node if n.name == "0")
+    dequant = next(n for n in flow.deploy.graph.node if n.op_type == "AscendDequant")
+    assert layer.output[0] == "0_output0"
+    assert dequant.output[0] == "logits"
+    assert [o.name for o in flow.deploy.graph.output] == ["logits"]
+
+
+def test_layers_that_run_twice_stay_float(tmp_path, caplog):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.again, self.once = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.once(self.again(self.again(x)))
+
+    torch.manual_seed(0)
+    flow = ptq(tmp_path, Twice().eval(), [torch.randn(2, 4)])
+    assert "again" not in flow.config
+    assert "again (Linear) is left float: it runs 2 times in one forward" in caplog.text
+    assert [n.name for n in flow.deploy.graph.node if n.op_type == "AscendQuant"] == ["once.quant"]
+
+
+def test_record_is_complete_with_the_last_batch(tmp_path):
+    model, batches = example("digits")
+    flow = ptq(tmp_path, model, batches, save=False)
+    records = Records.load(flow.record_file)
+    assert not records.progress
+    assert list(records) == ["stem.0", "left", "right", "depthwise", "up", "pool", "fc"]
+    assert all(record.scale_d is not None for record in records.values())
+    assert records["pool"].scale_w == (1.0,)
+
+
+@pytest.mark.parametrize("seen", [0, 1])
+def test_too_few_batches_are_told_with_both_counts(tmp_path, seen):
+    model, batches = example("digits", batches=3)
+    flow = ptq(tmp_path, model, batches, save=False)
+    (tmp_path / "again").mkdir()
+    calibrated = amct.quantize_model(
+        str(tmp_path / "config.json"),
+        str(tmp_path / "modified.onnx"),
+        str(tmp_path / "record.txt"),
+        model,
+        batches[0],
+    )
+    for batch in batches[:seen]:
+        calibrated(batch)
+    with pytest.raises(RuntimeError, match=rf"stem\.0.*{seen} of 3"):
+        flow.save()
+    assert not (tmp_path / "out_deploy_model.onnx").exists()
+
+
+def test_a_layer_that_calibration_misses_is_named(tmp_path):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.rarely = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.always(x)
+            return self.rarely(x) if x.shape[0] > 2 else x
+
+    torch.manual_seed(0)
+    model = Branch().eval()
+    files = [str(tmp_path / name) for name in ("config.json", "modified.onnx", "record.txt")]
+    amct.create_quant_config(files[0], model, torch.randn(4, 4), batch_num=2)
+    calibrated = amct.quantize_model(*files, model, torch.randn(4, 4))
+    calibrated(torch.randn(1, 4))
+    calibrated(torch.randn(4, 4))
+    with pytest.raises(RuntimeError, match=r"rarely.*1 of 2"):
+        amct.save_model(files[1], files[2], str(tmp_path / "out"))
