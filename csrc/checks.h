@@ -22,6 +22,7 @@ inline void check_num_bits(int64_t num_bits) {
     throw std::invalid_argument("num_bits must be in [2, 16], got " + std::to_string(num_bits));
 }
 
+// The same shape, dtype and device.
 inline void check_same_sizes(const char* name, const Tensor& t, const char* as, const Tensor& ref) {
   STD_TORCH_CHECK(t.dim() == ref.dim(), name, " must have the shape of ", as, ": got ", t.dim(),
                   " dimensions, expected ", ref.dim());
@@ -30,6 +31,8 @@ inline void check_same_sizes(const char* name, const Tensor& t, const char* as, 
                     d, " is ", t.size(d), ", expected ", ref.size(d));
   STD_TORCH_CHECK(t.scalar_type() == ref.scalar_type(), name, " must have the dtype of ", as,
                   ": got ", torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(t.is_cuda() == ref.is_cuda() && t.get_device_index() == ref.get_device_index(),
+                  name, " must be on the device of ", as);
 }
 
 inline int64_t check_axis(const Tensor& x, int64_t axis) {

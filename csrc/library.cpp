@@ -16,6 +16,7 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");
+  m.def("similarity_sums(Tensor a, Tensor b) -> Tensor");
 }
 
 #if !defined(AMCT_NO_PYTHON)

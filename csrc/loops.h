@@ -2,6 +2,7 @@
 //
 //   map(x, shape, in, out, f)   out[i] = f(channel, in[0][i], in[1][i], ...)
 //   sum<K>(x, shape, in, f, out)   out[c * K + k] = sum over channel c of f(channel, in...)[k]
+//   sum<K, M>                      the last M of the K are maxima (of values >= 0), not sums
 //
 // Tensors are dense blocks seen as [outer, channels, inner]. The storage types may
 // be float, half, bfloat16, int8 or int16; a functor computes in float:
@@ -57,6 +58,15 @@ struct Inputs {
   AMCT_HD const In* const& operator[](int k) const { return p[k]; }
   AMCT_HD const In*& operator[](int k) { return p[k]; }
 };
+
+// Adds result k of K to a running total, of which the last M are maxima.
+template <int K, int M>
+AMCT_HD void accumulate(double& total, double value, int k) {
+  if (k < K - M)
+    total += value;
+  else
+    total = total < value ? value : total;
+}
 
 // Calls fn with a value of the C++ type of a floating tensor.
 template <class Fn>
@@ -225,7 +235,7 @@ void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F
 }
 
 // One block of a sum: the terms first (vectorised), then kLanes running sums.
-template <int K, int N, class F, class Channel>
+template <int K, int M, int N, class F, class Channel>
 AMCT_CLONES void sum_block(const F f, const Channel channel, const Inputs<float, N> in, int n,
                            double (&lanes)[K][kLanes]) {
   double terms[K][kBlock];
@@ -240,12 +250,12 @@ AMCT_CLONES void sum_block(const F f, const Channel channel, const Inputs<float,
   for (int k = 0; k < K; ++k) {
     for (int i = n; i < (n + kLanes - 1) / kLanes * kLanes; ++i) terms[k][i] = 0;
     for (int i = 0; i < n; i += kLanes)
-      for (int j = 0; j < kLanes; ++j) lanes[k][j] += terms[k][i + j];
+      for (int j = 0; j < kLanes; ++j) accumulate<K, M>(lanes[k][j], terms[k][i + j], k);
   }
 }
 
 // `out` holds channels * K doubles; fixed chunks, combined in order.
-template <int K, class In, int N, class F>
+template <int K, int M = 0, class In, int N, class F>
 void sum(const Tensor&, const Shape s, const Inputs<In, N> in, const F& f, double* out) {
   std::fill(out, out + s.channels * K, 0.0);
   if (s.numel() == 0) return;
@@ -272,18 +282,19 @@ void sum(const Tensor&, const Shape s, const Inputs<In, N> in, const F& f, doubl
             src[k] = read[k];
           }
         }
-        sum_block<K, N>(f, channel, src, n, lanes);
+        sum_block<K, M, N>(f, channel, src, n, lanes);
       }
       for (int k = 0; k < K; ++k) {
         double total = 0;
-        for (int j = 0; j < kLanes; ++j) total += lanes[k][j];
+        for (int j = 0; j < kLanes; ++j) accumulate<K, M>(total, lanes[k][j], k);
         partial[static_cast<size_t>(job * K + k)] = total;
       }
     }
   });
   for (int64_t job = 0; job < jobs; ++job)
     for (int k = 0; k < K; ++k)
-      out[job / per_row % s.channels * K + k] += partial[static_cast<size_t>(job * K + k)];
+      accumulate<K, M>(out[job / per_row % s.channels * K + k],
+                       partial[static_cast<size_t>(job * K + k)], k);
 }
 
 #else
@@ -318,37 +329,72 @@ void map(const Tensor& x, const Shape s, const Inputs<In, N> in, Out* out, const
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <int K, class In, int N, class F>
-__global__ void sum_kernel(const F f, const Inputs<In, N> in, const Shape s, double* out) {
+constexpr int64_t kPerThread = 16;     // elements that are worth a thread
+constexpr int64_t kMostBlocks = 1024;  // of a launch, unless channels are more: fills any device
+
+// Blocks for each channel when its elements are shared out; depends on the shape alone.
+inline int64_t shares_of(const Shape& s) {
+  const int64_t per_block = kThreads * kPerThread;
+  const int64_t most = std::max<int64_t>(1, kMostBlocks / s.channels);
+  return std::clamp<int64_t>((s.outer * s.inner + per_block - 1) / per_block, 1, most);
+}
+
+// out[k] = the total of result k over the threads of a block, by a fixed tree.
+template <int K, int M>
+__device__ void reduce_block(const double (&total)[K], double* out) {
   __shared__ double shared[kThreads];
-  const int64_t c = blockIdx.x;
+  for (int k = 0; k < K; ++k) {
+    shared[threadIdx.x] = total[k];
+    __syncthreads();
+    for (int w = kThreads / 2; w > 0; w >>= 1) {
+      if (threadIdx.x < w) accumulate<K, M>(shared[threadIdx.x], shared[threadIdx.x + w], k);
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) out[k] = shared[0];
+    __syncthreads();
+  }
+}
+
+// blockIdx.x is the channel, blockIdx.y a share of it: K partial results for each.
+template <int K, int M, class In, int N, class F>
+__global__ void sum_kernel(const F f, const Inputs<In, N> in, const Shape s, double* partial) {
+  const int64_t c = blockIdx.x, step = static_cast<int64_t>(gridDim.y) * blockDim.x;
   const auto channel = f.channel(c);
   double total[K] = {};
-  for (int64_t t = threadIdx.x; t < s.outer * s.inner; t += blockDim.x) {
+  for (int64_t t = blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+       t < s.outer * s.inner; t += step) {
     const int64_t i = (t / s.inner * s.channels + c) * s.inner + t % s.inner;
     float v[N];
     double terms[K];
     for (int k = 0; k < N; ++k) v[k] = static_cast<float>(in[k][i]);
     f(channel, v, terms);
-    for (int k = 0; k < K; ++k) total[k] += terms[k];
+    for (int k = 0; k < K; ++k) accumulate<K, M>(total[k], terms[k], k);
   }
-  for (int k = 0; k < K; ++k) {
-    shared[threadIdx.x] = total[k];
-    __syncthreads();
-    for (int w = kThreads / 2; w > 0; w >>= 1) {
-      if (threadIdx.x < w) shared[threadIdx.x] += shared[threadIdx.x + w];
-      __syncthreads();
-    }
-    if (threadIdx.x == 0) out[c * K + k] = shared[0];
-    __syncthreads();
-  }
+  reduce_block<K, M>(total, partial + (c * gridDim.y + blockIdx.y) * K);
+}
+
+template <int K, int M>
+__global__ void sum_shares_kernel(const double* partial, int64_t shares, double* out) {
+  const int64_t c = blockIdx.x;
+  double total[K] = {};
+  for (int64_t share = threadIdx.x; share < shares; share += blockDim.x)
+    for (int k = 0; k < K; ++k)
+      accumulate<K, M>(total[k], partial[(c * shares + share) * K + k], k);
+  reduce_block<K, M>(total, out + c * K);
 }
 
 // `out` is device memory of channels * K doubles.
-template <int K, class In, int N, class F>
+template <int K, int M = 0, class In, int N, class F>
 void sum(const Tensor& x, const Shape s, const Inputs<In, N> in, const F& f, double* out) {
+  if (s.channels == 0) return;
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  sum_kernel<K><<<static_cast<unsigned>(s.channels), kThreads, 0, stream_of(x)>>>(f, in, s, out);
+  const int64_t shares = shares_of(s);
+  Tensor scratch = torch::stable::new_empty(x, {s.channels * shares * K}, ScalarType::Double);
+  double* partial = scratch.mutable_data_ptr<double>();
+  const dim3 grid(static_cast<unsigned>(s.channels), static_cast<unsigned>(shares));
+  sum_kernel<K, M><<<grid, kThreads, 0, stream_of(x)>>>(f, in, s, partial);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  sum_shares_kernel<K, M><<<grid.x, kThreads, 0, stream_of(x)>>>(partial, shares, out);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 #endif

@@ -98,8 +98,6 @@ void ranges(const Tensor&, const Shape s, const In* in, const F& f) {
 #else
 
 constexpr int kWarp = 32;
-constexpr int64_t kPerThread = 16;        // elements worth a thread of their own
-constexpr int64_t kMostBlocks = 1 << 14;  // about what fills the largest device; bounds atomics
 
 // keys holds lo and hi of every channel; blockIdx.x is the channel, blockIdx.y a share of it.
 template <class In>
@@ -135,10 +133,7 @@ void ranges(const Tensor& x, const Shape s, const In* in, const F& f) {
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor zeros = torch::stable::new_zeros(x, {2 * s.channels}, ScalarType::Int);
   int32_t* keys = zeros.mutable_data_ptr<int32_t>();
-  const int64_t wanted = (s.outer * s.inner + kThreads * kPerThread - 1) / (kThreads * kPerThread);
-  const int64_t most = std::max<int64_t>(1, kMostBlocks / s.channels);
-  const dim3 grid(static_cast<unsigned>(s.channels),
-                  static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, most)));
+  const dim3 grid(static_cast<unsigned>(s.channels), static_cast<unsigned>(shares_of(s)));
   ranges_kernel<<<grid, kThreads, 0, stream_of(x)>>>(in, s, keys);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   const int64_t blocks = (s.channels + kThreads - 1) / kThreads;

@@ -3,5 +3,14 @@
 from .arq import arq
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .ifmr import ifmr
+from .similarity import Similarity, similarity
 
-__all__ = ["arq", "dequantize", "fake_quantize", "ifmr", "quantize"]
+__all__ = [
+    "Similarity",
+    "arq",
+    "dequantize",
+    "fake_quantize",
+    "ifmr",
+    "quantize",
+    "similarity",
+]

@@ -3,3 +3,4 @@
 #include "arq.inl"
 #include "fake_quantize.inl"
 #include "ifmr.inl"
+#include "similarity.inl"
