@@ -8,7 +8,7 @@ import os
 
 import pybind11
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and later
@@ -50,12 +50,13 @@ extensions = [
         extra_compile_args={"cxx": [*CXX, STABLE_ABI]},
         extra_link_args=["-s"],
     ),
-    CppExtension(
+    Extension(  # torch-free: links nothing of it
         "amct_pytorch._host",
         ["csrc/host/host.cpp"],
         include_dirs=[pybind11.get_include()],
         depends=HEADERS,
-        extra_compile_args={"cxx": CXX},
+        language="c++",
+        extra_compile_args={"cxx": [*CXX, STABLE_ABI]},  # for the floor that build_info tells
         extra_link_args=["-s"],
     ),
 ]
