@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "../ranges.h"
+#include "../rows.h"
 
 namespace amct {
 namespace AMCT_DEVICE_NS {
@@ -29,14 +30,6 @@ struct ArqFactors {
   }
 };
 
-// True when every element is finite; waits for the device.
-inline bool all_finite(const Tensor& values) {
-  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  const Tensor host = values.is_cuda() ? torch::stable::to(values, cpu) : values;
-  const float* v = host.const_data_ptr<float>();
-  return std::all_of(v, v + host.numel(), [](float e) { return std::isfinite(e); });
-}
-
 std::tuple<Tensor, Tensor> arq(const Tensor& weight_, int64_t num_bits, std::optional<int64_t> axis,
                                bool asymmetric) {
   check_num_bits(num_bits);
@@ -52,7 +45,8 @@ std::tuple<Tensor, Tensor> arq(const Tensor& weight_, int64_t num_bits, std::opt
     using T = decltype(tag);
     ranges(weight, shape_of(weight, axis), weight.const_data_ptr<T>(), f);
   });
-  STD_TORCH_CHECK(all_finite(scale),
+  const Tensor host = torch::stable::to(scale, torch::headeronly::DeviceType::CPU);  // waits
+  STD_TORCH_CHECK(all_finite(host.const_data_ptr<float>(), host.numel()),
                   "weight must be finite and its range within float32, got NaN or infinity");
   return {scale, offset};
 }
