@@ -62,7 +62,7 @@ bench: $(STAMPS)/package  ## run every benchmarks/bench_*.py
 	@for file in $(wildcard benchmarks/bench_*.py); do $(RUN) python $$file || exit 1; done
 
 proto: $(STAMPS)/package  ## regenerate the descriptor sets from the .proto files
-	@$(RUN) python -m amct_pytorch.config.proto
+	@$(RUN) python -m amct_pytorch.config.proto.compile
 
 clean:  ## remove what make made: .venv, compiled files, caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
