@@ -102,7 +102,7 @@ def _run_torchscript(
     tensors = itertools.chain(model.parameters(), model.buffers())
     if sum(t.numel() * t.element_size() for t in tensors) <= IN_MEMORY_LIMIT:
         buffer = io.BytesIO()
-        torch.onnx.export(model, inputs, buffer, **arguments)
+        torch.onnx.export(model, inputs, buffer, **arguments)  # type: ignore[arg-type]
         return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
@@ -147,7 +147,7 @@ def _export_dynamo(
         verbose=False,
         input_names=_list(options.input_names),
         output_names=_list(options.output_names),
-        dynamic_axes=options.dynamic_axes,
+        dynamic_axes=options.dynamic_axes,  # type: ignore[arg-type]
     )
     assert program is not None
     return program.model

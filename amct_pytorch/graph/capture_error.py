@@ -63,7 +63,7 @@ def _line_of_operator(
         return None
     try:
         with torch.no_grad():
-            trace = torch.jit.trace(
+            trace = torch.jit.trace(  # type: ignore[no-untyped-call]
                 model,
                 None if kwargs else args,
                 example_kwarg_inputs=kwargs or None,

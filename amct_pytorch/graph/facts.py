@@ -143,7 +143,7 @@ def _node_reason(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node])
     rank = None if site.input.shape is None else len(site.input.shape)
     if kind == "Linear" and rank is not None and not 2 <= rank <= 4:
         return f"is called on inputs of {rank} dimensions, not 2 to 4"
-    weight = module.weight.detach().cpu()  # type: ignore[union-attr, operator]
+    weight = module.weight.detach().cpu()  # type: ignore[operator]
     expected = weight.T if kind == "Linear" else weight
     if site.weight.shape != tuple(expected.shape):
         return "its weight is computed in forward, not its parameter"

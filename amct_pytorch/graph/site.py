@@ -124,9 +124,8 @@ def new_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
         number += 1
         unique = f"{name}_{number}"
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
-    value = ir.Value(
-        name=unique, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
-    )
+    shape = ir.Shape(array.shape)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 
