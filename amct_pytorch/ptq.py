@@ -239,7 +239,7 @@ def _capture(
 def _list_float_layers(facts: ModelFacts) -> None:
     for layer in facts.layers.values():
         if layer.reason is not None:
-            logger.warning("%s (%s) is left float: it %s", layer.name, layer.kind, layer.reason)
+            logger.warning("%s (%s) is left float: %s", layer.name, layer.kind, layer.reason)
 
 
 def _check_offered(config: QuantConfig) -> None:

@@ -62,9 +62,10 @@ def settled(model, seed=0):
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-                shape = module.weight.shape
-                module.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
-                module.bias.copy_(torch.randn(shape, generator=generator) * 0.1)
+                shape = module.running_mean.shape
+                if module.affine:
+                    module.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
+                    module.bias.copy_(torch.randn(shape, generator=generator) * 0.1)
                 module.running_mean.copy_(torch.randn(shape, generator=generator) * 0.1)
                 module.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
     return model.eval()

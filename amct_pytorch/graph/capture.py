@@ -18,9 +18,10 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import onnx
 import onnx_ir as ir
@@ -29,6 +30,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
+from .attention import plain_attention
 from .capture_error import explain
 from .options import ExportOptions, split_input_data
 
@@ -58,13 +60,14 @@ def capture(
     watch = _Watch.of(model, of_interest)
     dynamo = options.opset_version >= FIRST_DYNAMO_OPSET
     try:
-        with watch.hooks(), _quiet(), torch.no_grad():
+        with watch.hooks(), _quiet(), _without_fused_attention():
             export = _export_dynamo if dynamo else _export_torchscript
             exported = export(model, args, kwargs, options)
     except Exception as error:
         raise RuntimeError(explain(error, model, args, kwargs)) from error
     nodes = watch.nodes_by_metadata(exported) if dynamo else watch.nodes_by_scope(exported)
     _separate_equal_initializers(exported.graph)
+    _write_out_padding(exported.graph)
     with _quiet():
         common.ShapeInferencePass()(exported)
         fold_constants(exported, onnx_shape_inference=False)
@@ -91,9 +94,11 @@ def _export_torchscript(
         "output_names": _list(options.output_names),
         "dynamic_axes": options.dynamic_axes,
     }
-    with _positional(model, len(args), list(kwargs)):
-        # A dict at the end is taken for keyword arguments: an empty one says there are none.
-        return _run_torchscript(model, (*args, *kwargs.values(), {}), arguments)
+    inputs = (*args, *kwargs.values())
+    if inputs and isinstance(inputs[-1], dict):
+        inputs = (*inputs, {})  # else it would be taken for keyword arguments
+    with _positional(model, len(args), list(kwargs)), plain_attention(options.opset_version):
+        return _run_torchscript(model, inputs, arguments)
 
 
 def _run_torchscript(
@@ -162,10 +167,10 @@ def _quiet() -> Iterator[None]:
     """Keeps the exporters' own warnings and notes from the user: none asks for an action."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
-    printing = torch._C._jit_is_onnx_log_enabled()
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    # The exporter prints the whole graph when it fails, whatever its verbosity.
+    silent = mock.patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+    with warnings.catch_warnings(), silent:
         warnings.simplefilter("ignore")
-        torch._C._jit_set_onnx_log_enabled(False)
         for log in loggers:
             log.setLevel(logging.CRITICAL)
         try:
@@ -173,7 +178,17 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, level in zip(loggers, levels, strict=True):
                 log.setLevel(level)
-            torch._C._jit_set_onnx_log_enabled(printing)
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """Attention in its plain operations: the fused inference kernel has no ONNX form."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 # ---- which nodes belong to which module ----
@@ -271,3 +286,21 @@ def _separate_equal_initializers(graph: ir.Graph) -> None:
         output.replace_all_uses_with(own)
         graph.remove(node, safe=True)
         graph.register_initializer(own)
+
+
+def _write_out_padding(graph: ir.Graph) -> None:
+    """Gives convolutions exported with auto_pad their pads: runtimes refuse it with dilation."""
+    for node in graph:
+        auto_pad = node.attributes.get("auto_pad")
+        if node.op_type != "Conv" or auto_pad is None or auto_pad.as_string() != "SAME_UPPER":
+            continue
+        strides, dilations = node.attributes.get("strides"), node.attributes.get("dilations")
+        kernel = node.attributes["kernel_shape"].as_ints()
+        if strides is not None and set(strides.as_ints()) != {1}:
+            continue
+        spread = dilations.as_ints() if dilations is not None else [1] * len(kernel)
+        total = [d * (k - 1) for d, k in zip(spread, kernel, strict=True)]
+        begin = [t // 2 for t in total]
+        end = [t - b for t, b in zip(total, begin, strict=True)]
+        del node.attributes["auto_pad"]
+        node.attributes["pads"] = ir.AttrInt64s("pads", begin + end)

@@ -32,7 +32,8 @@ def explain(
     return (
         f"the model {type(model).__name__} cannot be captured for ONNX:{where}\n  {cause}\n"
         "Change that line to operations that torch.onnx.export knows (try torch.onnx.export on "
-        "the float model), or check that input_data fits the model's forward."
+        "the float model), pass a higher opset_version, or check that input_data fits the "
+        "model's forward."
     )
 
 

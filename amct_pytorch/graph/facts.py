@@ -92,7 +92,7 @@ def _shared_with(module: nn.Module, name: str, owners: dict[int, list[str]]) -> 
     for key, parameter in module._parameters.items():
         others = [other for other in owners.get(id(parameter), ()) if other != name]
         if others:
-            return f"shares its {key} with {', '.join(others)}"
+            return f"it shares its {key} with {', '.join(others)}"
     return None
 
 
@@ -104,7 +104,7 @@ def _reason(
         return "forward does not call it with this input_data"
     main = main_nodes(capture, name, kind)
     if len(main) > 1:
-        return f"runs {len(main)} times in one forward"
+        return f"it runs {len(main)} times in one forward"
     if not main:
         return f"its forward makes no {' or '.join(MAIN_OPS[kind])} node"
     return (
@@ -117,9 +117,9 @@ def _reason(
 def _module_reason(module: nn.Module, kind: str) -> str | None:
     padding_mode = getattr(module, "padding_mode", "zeros")
     if padding_mode != "zeros":
-        return f"has padding_mode {padding_mode!r}, only 'zeros' can be quantized"
+        return f"it has padding_mode {padding_mode!r}, only 'zeros' can be quantized"
     if kind == "Conv3d" and module.dilation[0] != 1:  # type: ignore[index]
-        return f"has dilation {module.dilation}, the first entry must be 1"
+        return f"it has dilation {module.dilation}, the first entry must be 1"
     if kind != "AvgPool2d" and "weight" not in module._parameters:
         return "its weight is parametrized, not a plain parameter"
     return None
@@ -133,7 +133,7 @@ def _node_reason(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node])
     producer = site.input.producer()
     if producer in own and not (kind == "AvgPool2d" and producer.op_type == "Pad"):
         if producer.op_type == "Unsqueeze":
-            return "is called on an input without a batch dimension"
+            return "it is called on an input without a batch dimension"
         return f"its forward runs {producer.op_type} before {node.op_type}"
     for consumer in site.output.consumers():
         if consumer in own:
@@ -142,7 +142,7 @@ def _node_reason(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node])
         return None
     rank = None if site.input.shape is None else len(site.input.shape)
     if kind == "Linear" and rank is not None and not 2 <= rank <= 4:
-        return f"is called on inputs of {rank} dimensions, not 2 to 4"
+        return f"it is called on inputs of {rank} dimensions, not 2 to 4"
     weight = module.weight.detach().cpu()  # type: ignore[operator]
     expected = weight.T if kind == "Linear" else weight
     if site.weight.shape != tuple(expected.shape):

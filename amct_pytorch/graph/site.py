@@ -54,7 +54,7 @@ def locate(node: ir.Node) -> Site:
     """The site of a node of LAYER_OPS; UnsupportedSiteError says why it is none."""
     op = node.op_type
     if op not in LAYER_OPS or node.domain not in ("", "ai.onnx"):
-        raise UnsupportedSiteError(f"is a {op} node, not one of {', '.join(LAYER_OPS)}")
+        raise UnsupportedSiteError(f"it is a {op} node, not one of {', '.join(LAYER_OPS)}")
     if op == "AveragePool":
         return Site(node, None, None, None)
     weight = constant_of(node.inputs[1])

@@ -15,6 +15,13 @@ class AmctLayer(nn.Module):
         self.name = name
         self.sub_module = sub_module
 
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the layer it stands for: models read `weight` or `in_features`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("sub_module"), name)
+
     def first_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The activation the layer is called on."""
         x = args[0] if args else kwargs.get("input")

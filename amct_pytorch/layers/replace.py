@@ -11,3 +11,6 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(parent._modules.items()):
             if child is old and parent is not new:
                 parent._modules[name] = new
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    # Its fused inference path would read the layer's weight and not call `new`.
+                    parent.activation_relu_or_gelu = 0

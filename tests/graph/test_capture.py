@@ -41,7 +41,7 @@ class Confusing(nn.Module):
 def test_confusing_names(opset):
     found = reasons(Confusing(), torch.randn(2, 1, 32, 32), opset)
     assert found == {
-        "pool": "runs 2 times in one forward",
+        "pool": "it runs 2 times in one forward",
         "pool_1": None,
         "conv": None,
         "conv_1": None,
@@ -75,8 +75,8 @@ def test_shared_parameters_are_told_with_their_owner():
     model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 1))
     model[1].weight = model[0].weight
     assert reasons(model, torch.randn(1, 2, 4)) == {
-        "0": "shares its weight with 1",
-        "1": "shares its weight with 0",
+        "0": "it shares its weight with 1",
+        "1": "it shares its weight with 0",
         "2": None,
     }
 
@@ -104,19 +104,19 @@ class Plain(nn.Conv2d):
         (
             nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"),
             torch.randn(1, 1, 4, 4),
-            "has padding_mode 'circular', only 'zeros' can be quantized",
+            "it has padding_mode 'circular', only 'zeros' can be quantized",
         ),
         (
             nn.Conv3d(1, 1, 2, dilation=(2, 1, 1)),
             torch.randn(1, 1, 4, 4, 4),
-            "has dilation (2, 1, 1), the first entry must be 1",
+            "it has dilation (2, 1, 1), the first entry must be 1",
         ),
         (
             nn.Conv2d(1, 1, 1),
             torch.randn(1, 4, 4),
-            "is called on an input without a batch dimension",
+            "it is called on an input without a batch dimension",
         ),
-        (nn.Linear(4, 4), torch.randn(4), "is called on inputs of 1 dimensions, not 2 to 4"),
+        (nn.Linear(4, 4), torch.randn(4), "it is called on inputs of 1 dimensions, not 2 to 4"),
         (
             nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
             torch.randn(2, 4),
