@@ -28,6 +28,9 @@ from .suggest import did_you_mean
 logger = logging.getLogger(__name__)
 
 _PROGRESS = re.compile(r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d+) of (\d+) batches')
+# What the place of a record needs: strings and comments as wholes, braces, names.
+_TOKEN = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|#[^\n]*|[{}<>]|\w+""")
+_KEY = re.compile(r'\bkey\s*:\s*("(?:\\.|[^"\\\n])*")')
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Records(Mapping[str, LayerRecord]):
             if not entry.key or not entry.HasField("value") or entry.key in layers:
                 raise RuntimeError(_bad_entry(path, text, index, entry))
             if entry.HasField("kv_cache_value"):
-                logger.warning("%s: %s: kv_cache_value is not used here", path, entry.key)
+                text = '%s: layer "%s": kv_cache_value is not used here and is not kept'
+                logger.warning(text, path, entry.key)
             layers[entry.key] = _layer_record(entry.value)
         return cls(layers, progress, path)
 
@@ -176,23 +180,42 @@ def _parse(path: str, text: str) -> Any:
     try:
         return text_format.Parse(text, message)
     except text_format.ParseError as error:
-        line = error.GetLine() or 1
+        line, column = error.GetLine() or 1, error.GetColumn() or 1
         reason = str(error).partition(" : ")[2] or str(error)
-    before = "\n".join(text.split("\n")[:line])
-    keys = re.findall(r'^\s*key\s*:\s*(".*")', before, re.MULTILINE)
-    layer = f" layer {keys[-1]}:" if keys else ""
+    lines = text.split("\n")
+    offset = sum(len(previous) + 1 for previous in lines[: line - 1]) + column
     raise RuntimeError(
-        f"{path}:{line}:{layer} {reason} The file is cut off or was changed by hand: "
-        "restore it, or calibrate again."
+        f"{path}:{line}:{_layer_at(text, offset)} {reason} The file is cut off or was changed by "
+        "hand: restore it, or calibrate again."
     )
 
 
 def _bad_entry(path: str, text: str, index: int, entry: Any) -> str:
-    starts = [m.start() for m in re.finditer(r"^\s*record\b", text, re.MULTILINE)]
-    line = text.count("\n", 0, starts[index]) + 1 if index < len(starts) else 1
-    where = f"{path}:{line}: "
+    starts = _record_starts(text)  # too few for the spelling `record: [{...}, {...}]`
+    line = text.count("\n", 0, starts[index]) + 1 if starts[index:] else 1
+    where = f"{path}:{line}:"
     if not entry.key:
-        return f"{where}record {index + 1}: expected a key (the layer's name), found none"
+        return f"{where} record {index + 1}: expected a key (the layer's name), found none"
     if not entry.HasField("value"):
-        return f'{where}layer "{entry.key}": expected a value (its factors), found none'
-    return f'{where}layer "{entry.key}": expected one record for each layer, found a second'
+        return f'{where} layer "{entry.key}": expected a value (its factors), found none'
+    return f'{where} layer "{entry.key}": expected one record for each layer, found a second'
+
+
+def _record_starts(text: str) -> list[int]:
+    """Where each record of the file begins, as far as its braces are in order."""
+    starts, depth = [], 0
+    for token in _TOKEN.finditer(text):
+        if token[0] in "{<":
+            depth += 1
+        elif token[0] in "}>":
+            depth -= 1
+        elif token[0] == "record" and depth == 0:
+            starts.append(token.start())
+    return starts
+
+
+def _layer_at(text: str, offset: int) -> str:
+    """` layer "name":` for the record that `offset` is in, or nothing if it has no key."""
+    starts = [start for start in _record_starts(text) if start < offset]
+    key = _KEY.search(text, starts[-1]) if starts else None
+    return f" layer {key[1]}:" if key else ""

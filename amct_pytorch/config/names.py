@@ -57,6 +57,8 @@ def why_not_layer(name: str, facts: ModelFacts) -> str:
         return ""
     if name in facts.modules:
         types = ", ".join(BY_KIND)
+        if facts.modules[name] in BY_KIND:
+            return f"expected the first name of a module, got {shown(name)}, another name of it"
         return f"expected a layer of type {types}, got {shown(name)}, a {facts.modules[name]}"
     expected = "expected the name of a layer of the model"
     return f"{expected}, got {shown(name)}{did_you_mean(name, facts.layers)}"

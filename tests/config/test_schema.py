@@ -1,0 +1,117 @@
+"""The protobuf schemas: what is checked in compiled is what the .proto files say."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from amct_pytorch.config.schema import FOLDER, message_class
+
+RECORD, CALIBRATION = "scale_offset_record_pytorch", "calibration_config_pytorch"
+
+
+def described(path):
+    return descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
+
+
+@pytest.mark.parametrize("stem", [RECORD, CALIBRATION])
+def test_the_descriptor_sets_are_those_of_the_proto_files(tmp_path, stem):
+    pytest.importorskip("grpc_tools")
+    spec = importlib.util.spec_from_file_location("compile_protos", FOLDER / "compile.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.compile_protos(tmp_path)
+    assert described(FOLDER / f"{stem}.desc") == described(tmp_path / f"{stem}.desc")
+
+
+def test_the_default_pool_stays_untouched():
+    message_class(RECORD, "AMCTPytorchProto.ScaleOffsetRecord")
+    with pytest.raises(KeyError):
+        descriptor_pool.Default().FindMessageTypeByName("AMCTPytorchProto.ScaleOffsetRecord")
+
+
+# name, number, default of every field, from the format's documentation.
+FIELDS = {
+    (RECORD, "SingleLayerRecord"): {
+        "scale_d": 1,
+        "offset_d": 2,
+        "scale_w": 3,
+        "offset_w": 4,
+        "shift_bit": 5,
+        "tensor_balance_factor": 6,
+        "skip_fusion": (9, False),
+        "dst_type": (10, "INT8"),
+        "act_type": (11, "INT8"),
+        "wts_type": (12, "INT8"),
+        "fakequant_precision_mode": (13, "DEFAULT"),
+        "scale_h": 21,
+        "offset_h": 22,
+        "scale_r": 23,
+        "offset_r": 24,
+    },
+    (RECORD, "SingleLayerKVCacheRecord"): {"scale": 1, "offset": 2},
+    (RECORD, "MapFiledEntry"): {"key": 1, "value": 2, "kv_cache_value": 3},
+    (RECORD, "ScaleOffsetRecord"): {"record": 1, "prune_record": 2},
+    (RECORD, "PruneRecord"): {"producer": 1, "consumer": 2, "selective_prune": 3},
+    (RECORD, "PruneNode"): {"name": 1, "attr": 2},
+    (CALIBRATION, "AMCTConfig"): {
+        "batch_num": (1, 1),
+        "activation_offset": (2, True),
+        "skip_layers": 10,
+        "skip_layer_types": 11,
+        "fakequant_precision_mode": (21, 1),
+        "common_config": 50,
+        "override_layer_types": 51,
+        "override_layer_configs": 100,
+        "do_fusion": (200, True),
+        "skip_fusion_layers": 201,
+    },
+    (CALIBRATION, "OverrideLayerType"): {"layer_type": 1, "calibration_config": 2},
+    (CALIBRATION, "OverrideLayer"): {"layer_name": 1, "calibration_config": 2},
+    (CALIBRATION, "CalibrationConfig"): {
+        "arq_quantize": 13,
+        "ada_quantize": 15,
+        "ifmr_quantize": 100,
+        "hfmg_quantize": 101,
+        "dmq_balancer": 200,
+    },
+    (CALIBRATION, "ARQuantize"): {"channel_wise": 1, "quant_bits": 10},
+    (CALIBRATION, "ADAquantize"): {
+        "num_iteration": (1, 10000),
+        "reg_param": (2, 0.01),
+        "beta_range_start": (3, 20),
+        "beta_range_end": (4, 2),
+        "warm_start": (5, 0.2),
+        "channel_wise": 10,
+    },
+    (CALIBRATION, "DMQBalancer"): {"migration_strength": (1, 0.5)},
+    (CALIBRATION, "FMRQuantize"): {
+        "search_range_start": (1, 0.7),
+        "search_range_end": (2, 1.3),
+        "search_step": (3, 0.01),
+        "max_percentile": (4, 0.999999),
+        "min_percentile": (5, 0.999999),
+        "asymmetric": 6,
+        "dst_type": (10, 1),
+    },
+    (CALIBRATION, "HFMGQuantize"): {
+        "num_of_bins": (1, 4096),
+        "asymmetric": 2,
+        "dst_type": (10, 1),
+    },
+}
+
+
+@pytest.mark.parametrize(("stem", "message"), FIELDS, ids=lambda value: value)
+def test_fields_have_their_numbers_and_defaults(stem, message):
+    fields = message_class(stem, f"AMCTPytorchProto.{message}").DESCRIPTOR.fields
+    expected = FIELDS[stem, message]
+    assert {f.name: f.number for f in fields} == {
+        name: value[0] if isinstance(value, tuple) else value for name, value in expected.items()
+    }
+    for field in fields:
+        if isinstance(expected[field.name], tuple):
+            default = expected[field.name][1]
+            rounded = float(np.float32(default)) if isinstance(default, float) else default
+            assert field.default_value == rounded
