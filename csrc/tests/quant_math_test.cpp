@@ -82,6 +82,7 @@ void factors_of_a_range() {
   expect("[-0.5, 1]", amct::factors_of_range(-0.5f, 1.0f, 8, kSymmetric), 1.0f / 127.0f, 0);
   expect("[-2, -1], 4 bits", amct::factors_of_range(-2.0f, -1.0f, 4, kSymmetric), 0.25f, 0);
   expect("[-1, 0.5] asym", amct::factors_of_range(-1.0f, 0.5f, 8, kAsymmetric), 1.5f / 255.0f, 42);
+  expect("[-2, -1] asym", amct::factors_of_range(-2.0f, -1.0f, 8, kAsymmetric), 2.0f / 255.0f, 127);
   expect("[5, 5] asym", amct::factors_of_range(5.0f, 5.0f, 8, kAsymmetric), 5.0f / 255.0f, -128);
   expect("empty range", amct::factors_of_range(0.0f, 0.0f, 8, kSymmetric), 1.0f, 0);
   expect("empty range asym", amct::factors_of_range(0.0f, 0.0f, 8, kAsymmetric), 1.0f, -128);
