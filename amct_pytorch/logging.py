@@ -45,7 +45,6 @@ def set_logging_level(print_level: str = "info", save_level: str = "info") -> No
         handler.amct_pytorch = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
     logger.setLevel(min(shown, saved))
-    logger.propagate = False
 
 
 def _level(argument: str, level: object) -> int:
