@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from io import TextIOWrapper
+from typing import TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
 LOG_FILE = os.path.join("amct_log", "amct_pytorch.log")
 _FORMAT = "%(asctime)s - %(levelname)s - [AMCT]:[%(name)s]: %(message)s"
 
 
+class _Console(logging.StreamHandler[TextIO]):
+    """The handler for stderr that `set_logging_level` puts up."""
+
+
 class _OnDemandFile(logging.FileHandler):
     """A log file whose folder appears with the first line."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIOWrapper:
         os.makedirs(os.path.dirname(self.baseFilename), mode=0o750, exist_ok=True)
         return super()._open()
 
@@ -34,15 +40,14 @@ def set_logging_level(print_level: str = "info", save_level: str = "info") -> No
     shown = _level("print_level", print_level)
     saved = _level("save_level", save_level)
     logger = logging.getLogger("amct_pytorch")
-    for handler in [h for h in logger.handlers if getattr(h, "amct_pytorch", False)]:
-        logger.removeHandler(handler)
-        handler.close()
-    console = logging.StreamHandler()
-    file = _OnDemandFile(os.path.abspath(LOG_FILE), delay=True, encoding="utf-8")
+    for old in [h for h in logger.handlers if isinstance(h, _Console | _OnDemandFile)]:
+        logger.removeHandler(old)
+        old.close()
+    console: logging.Handler = _Console()
+    file: logging.Handler = _OnDemandFile(os.path.abspath(LOG_FILE), delay=True, encoding="utf-8")
     for handler, level in ((console, shown), (file, saved)):
         handler.setLevel(level)
         handler.setFormatter(logging.Formatter(_FORMAT))
-        handler.amct_pytorch = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
     logger.setLevel(min(shown, saved))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -25,6 +25,7 @@ from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
 from .graph.options import DynamicAxes, ExportOptions, split_input_data
 from .graph.site import LAYER_OPS, Site, UnsupportedSiteError, locate
 from .layers.base import check_not_processed
+from .record_checks import OpType
 from .records import Records, RecordTarget
 from .transforms.fuse_bn import fuse_batch_norms
 from .transforms.insert import RecordKeeper, insert_calibration, keep_record
@@ -282,10 +283,11 @@ def _sites(model: ir.Model) -> dict[str, Site]:
 
 
 def _target(site: Site) -> RecordTarget:
+    op_type = cast(OpType, site.node.op_type)
     if site.weight is None:
-        return RecordTarget(site.node.op_type, 1, 0)
-    rows = weight_channels_first(site.weight, site.node)
-    return RecordTarget(site.node.op_type, rows.shape[0], _input_channels(site))
+        return RecordTarget(op_type, 1, 0)
+    channels = weight_channels_first(site.weight, site.node).shape[0]
+    return RecordTarget(op_type, channels, _input_channels(site))
 
 
 def _input_channels(site: Site) -> int:

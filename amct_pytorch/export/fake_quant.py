@@ -73,10 +73,10 @@ class _Chain:
         self._anchor, self._before = anchor, before
 
     def constant(self, name: str, array: object) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array, dtype=np.float32))
-        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+        values = np.asarray(array, dtype=np.float32)
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(values))])
         self._insert(node, name)
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(FLOAT), tensor.shape
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(FLOAT), ir.Shape(values.shape)
         return node.outputs[0]
 
     def append(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .. import _host
 from ..graph.site import Site
 from ..layers.channels import channels_first, channels_restored
-from ..ops import quantize
+from ..ops.fake_quantize import quantize
 from ..records import LayerRecord
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ def dequant_scale(name: str, record: LayerRecord) -> NDArray[np.float32]:
     """fl(scale_w * scale_d); its low 13 bits are cleared under FORCE_FP16_QUANT."""
     scale_d = np.float32(record.scale_d or 0.0)
     with np.errstate(all="ignore"):
-        deq_scale = np.asarray(record.scale_w, dtype=np.float32) * scale_d
+        deq_scale: NDArray[np.float32] = np.asarray(record.scale_w, dtype=np.float32) * scale_d
         invertible = np.isfinite(np.float32(1) / scale_d)
     if record.force_fp16:
-        deq_scale = _host.truncate_s19(deq_scale)
+        deq_scale = _host.truncate_s19(deq_scale.astype(np.float32))
     if not (invertible and np.all(np.isfinite(deq_scale)) and np.all(deq_scale > 0)):
         raise ValueError(
             f"{name}: expected scale_d and scale_w with a finite inverse and product in float32, "

@@ -49,7 +49,7 @@ def _mark_integer_nodes(model: ir.Model) -> None:
             node.attributes["x_offset"] = ir.AttrFloat32("x_offset", offset)
 
 
-class _IntegerOp(OpRun):  # type: ignore[misc]
+class _IntegerOp(OpRun):
     op_domain = DOMAIN
 
 
@@ -201,4 +201,12 @@ class AveragePool(_IntegerOp):
         return (y.numpy(),)
 
 
-_OPS = [AscendQuant, AscendDequant, Conv, ConvTranspose, Gemm, MatMul, AveragePool]
+_OPS: list[type[OpRun]] = [
+    AscendQuant,
+    AscendDequant,
+    Conv,
+    ConvTranspose,
+    Gemm,
+    MatMul,
+    AveragePool,
+]

@@ -168,7 +168,7 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
     # The exporter prints the whole graph when it fails, whatever its verbosity.
-    silent = mock.patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+    silent = mock.patch.object(torch._C, "_jit_onnx_log")
     with warnings.catch_warnings(), silent:
         warnings.simplefilter("ignore")
         for log in loggers:

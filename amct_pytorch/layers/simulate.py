@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import dequantize, quantize
+from ..ops.fake_quantize import dequantize, quantize
 from .base import AmctLayer
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
-from ..graph.site import locate, replace_constants
+from ..graph.site import drop_if_unused, locate, replace_constants
 from ..layers.replace import replace_module
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ def fuse_batch_norms(
     """
     fused = {}
     for bn_name, conv_name in facts.batch_norms.items():
-        bn, conv = model.get_submodule(bn_name), model.get_submodule(conv_name)
+        bn: Any = model.get_submodule(bn_name)
+        conv: Any = model.get_submodule(conv_name)
         if conv_name in skip:
             continue
         if bn.training:
@@ -53,28 +55,29 @@ def fuse_batch_norms(
 
 
 @torch.no_grad()
-def _fuse_modules(conv: nn.Module, bn: nn.Module) -> bool:
-    dtype = conv.weight.dtype  # type: ignore[union-attr]
+def _fuse_modules(conv: Any, bn: Any) -> bool:
+    dtype = conv.weight.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    values = [
-        None if t is None else t.detach().to(compute)  # type: ignore[union-attr, operator]
+    values: list[Any] = [
+        None if t is None else t.detach().to(compute)
         for t in (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
     ]
     weight, bias, mean, var, gamma, beta = values
-    weight, bias = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, gamma, beta)  # type: ignore[arg-type]
-    weight, bias = weight.to(dtype), bias.to(dtype)
+    fused = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, gamma, beta)
+    weight, bias = (parameter.detach().to(dtype) for parameter in fused)
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
         return False
-    conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)  # type: ignore[union-attr, arg-type]
-    conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+    trained = conv.weight.requires_grad
+    conv.weight = nn.Parameter(weight, requires_grad=trained)
+    conv.bias = nn.Parameter(bias, requires_grad=trained)
     return True
 
 
 def _fuse_nodes(
-    capture: Capture, facts: ModelFacts, bn_name: str, conv_name: str, conv: nn.Module
+    capture: Capture, facts: ModelFacts, bn_name: str, conv_name: str, conv: Any
 ) -> None:
     node = main_nodes(capture, conv_name, facts.layers[conv_name].kind)[0]
-    weight, bias = (p.detach().cpu().numpy() for p in (conv.weight, conv.bias))  # type: ignore[union-attr, operator]
+    weight, bias = (p.detach().cpu().numpy() for p in (conv.weight, conv.bias))
     replace_constants(locate(node), conv_name, weight, bias)
     run = next(n for n in capture.nodes[bn_name] if n.op_type == "BatchNormalization")
     folded, output = node.outputs[0], run.outputs[0]
@@ -85,5 +88,4 @@ def _fuse_nodes(
     inputs = list(run.inputs)
     graph.remove(run, safe=True)
     for value in inputs[1:]:
-        if value is not None and not value.uses() and value.name in graph.initializers:
-            del graph.initializers[value.name]
+        drop_if_unused(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
 from ..graph.site import locate, replace_constants
 from ..layers.channels import channels_first, channels_restored
-from ..ops import arq, fake_quantize
+from ..ops.arq import arq
+from ..ops.fake_quantize import fake_quantize
 from ..records import LayerRecord
 
 logger = logging.getLogger(__name__)
@@ -42,12 +44,11 @@ def quantize_weights(
             )
             continue
         bits = config.weight_quant_params.num_bits
-        module = model.get_submodule(name)
-        scale = _quantize_weight(
-            name, module, kind, bits, bool(config.weight_quant_params.channel_wise)
-        )
+        module: Any = model.get_submodule(name)
+        _check_finite(name, module)
+        scale = _quantize_weight(name, module, kind, bits, config.weight_quant_params.channel_wise)
         node = main_nodes(capture, name, kind)[0]
-        weight: Tensor = module.weight.detach().cpu()  # type: ignore[union-attr, assignment, operator]
+        weight: Tensor = module.weight.detach().cpu()
         array = (weight.t() if kind == "Linear" else weight).numpy()
         replace_constants(locate(node), name, array, None)
         records[name] = LayerRecord(
@@ -60,23 +61,30 @@ def quantize_weights(
     return records
 
 
+def _check_finite(name: str, module: Any) -> None:
+    for key in ("weight", "bias"):
+        value: Tensor | None = getattr(module, key)
+        if value is None:
+            continue
+        if value.dtype not in (torch.float32, torch.float16):
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise TypeError(f"{name}: expected a {key} of dtype float32 or float16, got {dtype}")
+        if not torch.isfinite(value).all():
+            first = (~torch.isfinite(value)).nonzero()[0].tolist()
+            raise RuntimeError(
+                f"{name}: the {key} has NaN or infinite values, the first at index {first}; "
+                "repair the model, or skip the layer"
+            )
+
+
 @torch.no_grad()
 def _quantize_weight(
-    name: str, module: nn.Module, kind: str, num_bits: int, channel_wise: bool
+    name: str, module: Any, kind: str, num_bits: int, channel_wise: bool
 ) -> Tensor:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if weight.dtype not in (torch.float32, torch.float16):
-        dtype = str(weight.dtype).removeprefix("torch.")
-        raise TypeError(f"{name}: expected weights of dtype float32 or float16, got {dtype}")
+    weight: Tensor = module.weight
     transposed, groups = kind.startswith("ConvTranspose"), getattr(module, "groups", 1)
     rows = channels_first(weight.detach(), transposed, groups)
     axis = 0 if channel_wise else None
-    if not torch.isfinite(rows).all():
-        bad = (~torch.isfinite(rows.flatten(1))).any(1).nonzero().flatten().tolist()
-        raise RuntimeError(
-            f"{name}: the weight has NaN or infinite values in output channels {_some(bad)}; "
-            "repair the model, or skip the layer"
-        )
     scale, offset = arq(rows, num_bits, axis)
     _warn_of_tiny_channels(name, rows, scale)
     quantized = fake_quantize(rows, scale, offset, num_bits, axis)

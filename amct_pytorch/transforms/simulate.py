@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,17 +54,17 @@ def simulated_layer(layer: AmctLayer, record: LayerRecord) -> SimulatedLayer:
     """The stand-in that computes with the integers of `record`."""
     assert record.scale_d is not None
     assert record.offset_d is not None
-    module = layer.sub_module
+    module: Any = layer.sub_module
     deq_scale = dequant_scale(layer.name, record)
     weight: Tensor | None = None
     bias: Tensor | None = None
     if isinstance(getattr(module, "weight", None), Tensor):
         transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
         groups = getattr(module, "groups", 1)
-        rows = channels_first(module.weight.detach(), transposed, groups)  # type: ignore[arg-type, union-attr, operator]
+        rows = channels_first(module.weight.detach(), transposed, groups)
         weight = channels_restored(quantize_rows(rows, record), transposed, groups)
     if isinstance(getattr(module, "bias", None), Tensor):
-        array = module.bias.detach().cpu().numpy()  # type: ignore[union-attr, operator]
+        array = module.bias.detach().cpu().numpy()
         bias = torch.from_numpy(quantize_bias(layer.name, array, deq_scale))
     return SimulatedLayer(
         layer.name,
