@@ -16,6 +16,18 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");
+  m.def(
+      "hfmg(Tensor x, int num_bits, bool asymmetric, int num_of_bins, int? axis) -> (Tensor scale, "
+      "Tensor offset)");
+  m.def(
+      "hfmg_update(Tensor x, Tensor ranges, Tensor counts, int? axis) -> (Tensor ranges, Tensor "
+      "counts)");
+  m.def(
+      "hfmg_merge(Tensor ranges, Tensor counts, Tensor other_ranges, Tensor other_counts) -> "
+      "(Tensor ranges, Tensor counts)");
+  m.def(
+      "hfmg_search(Tensor ranges, Tensor counts, int num_bits, bool asymmetric) -> (Tensor scale, "
+      "Tensor offset)");
   m.def("similarity_sums(Tensor a, Tensor b) -> Tensor");
 }
 

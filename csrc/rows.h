@@ -14,6 +14,8 @@
 
 #include "checks.h"
 #include "layout.h"
+#include "quant_math.h"
+#include "ranges.h"
 
 namespace amct {
 
@@ -45,18 +47,11 @@ inline bool all_finite(const float* x, int64_t n) {
   return bad == 0;
 }
 
-// Unsigned keys that order as the floats do (-0 just below 0).
-inline uint32_t sort_key(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
-}
-
-inline float from_sort_key(uint32_t key) {
-  const uint32_t bits = key ^ (key >> 31 ? 0x80000000u : 0xFFFFFFFFu);
-  float v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
+// order_key of ranges.h as an unsigned number, by whose digits values are sorted.
+constexpr uint32_t kSignBit = 0x80000000u;
+AMCT_HD uint32_t sort_key(float v) { return static_cast<uint32_t>(order_key(v)) ^ kSignBit; }
+AMCT_HD float value_of_sort_key(uint32_t key) {
+  return value_of_key(static_cast<int32_t>(key ^ kSignBit));
 }
 
 // The n values of x in ascending order: least significant digit first, three digits of 11 bits.
@@ -82,7 +77,7 @@ inline void sort_row(const float* x, int64_t n, float* sorted) {
     a[place[0][key & (kValues - 1)]++] = key;
   }
   for (const uint32_t key : a) b[place[1][key >> kBits & (kValues - 1)]++] = key;
-  for (const uint32_t key : b) sorted[place[2][key >> 2 * kBits]++] = from_sort_key(key);
+  for (const uint32_t key : b) sorted[place[2][key >> 2 * kBits]++] = value_of_sort_key(key);
 }
 
 }  // namespace amct

@@ -125,3 +125,125 @@ DISTRIBUTIONS = {
 def example(name, n, seed=0):
     """n float32 values of a distribution, the same for the same seed."""
     return DISTRIBUTIONS[name](n, torch.Generator().manual_seed(seed))
+
+
+# ---- HFMG ----
+
+
+def hfmg_histogram(x, num_of_bins):
+    """(lo, hi, counts) of one batch: float32 ends, a list of integers."""
+    x = x.float().flatten()
+    lo, hi = x.min(), x.max()
+    return lo, hi, torch.histc(x, num_of_bins, lo.item(), hi.item()).long().tolist()
+
+
+def hfmg_merged(old, x):
+    """The histogram `old` after another batch."""
+    lo, hi, counts = old
+    x, n = x.float().flatten(), len(counts)
+    new_lo, new_hi = torch.min(lo, x.min()), torch.max(hi, x.max())
+    merged = torch.histc(x, n, new_lo.item(), new_hi.item()).long().tolist()
+    if abs(new_lo - lo) <= FLT_EPS and abs(new_hi - hi) <= FLT_EPS:
+        return new_lo, new_hi, [a + b for a, b in zip(counts, merged, strict=True)]
+    width, new_width = (hi - lo) / n, (new_hi - new_lo) / n
+    for k, count in enumerate(counts):
+        lower, upper = lo + k * width, lo + (k + 1) * width
+        i = min(int((lower - new_lo) // new_width), n - 1)
+        j = min(int((upper - new_lo) // new_width), n - 1)
+        low = count
+        if i != j:
+            edge = new_lo + (i + 1) * new_width
+            low = int(count * ((edge - lower) / (upper - lower)))
+        merged[i] += low
+        merged[j] += count - low
+    return new_lo, new_hi, merged
+
+
+def hfmg_ranges(counts):
+    """The published candidates (L, R)."""
+    n = len(counts)
+    step = max(math.ceil(sum(counts) / 100000), 1)
+    left, right, ranges = 0, n - 1, []
+    while right - left > math.ceil(n / 4):
+        l, r, left_sum, right_sum = left, right, 0, 0  # noqa: E741
+        while l < r and left_sum < step:
+            left_sum += counts[l]
+            l += 1  # noqa: E741
+        while l < r and right_sum < step:
+            right_sum += counts[r]
+            r -= 1
+        if right - r >= l - left:
+            right = r
+        else:
+            left = l
+        ranges.append((left, right))
+    return ranges
+
+
+def hfmg_losses(counts, ranges, num_bits, dtype=torch.float64):
+    """The published loss of every range, bin by bin, in units of the bin width."""
+    n, cells = len(counts), 2**num_bits
+    density = torch.tensor(counts, dtype=dtype)
+    bins = torch.arange(n, dtype=dtype)
+    losses = []
+    for left, right in ranges:
+        cell = torch.tensor((right - left + 1) / cells, dtype=dtype)
+        begin, end = bins - left, bins - left + 1
+        p = torch.floor(begin / cell).clamp(0, cells - 1)
+        q = torch.floor(end / cell).clamp(0, cells - 1)
+        first, last = p * cell + cell / 2, q * cell + cell / 2
+
+        def norm(a, b):
+            return (b * b * b - a * a * a) / 3
+
+        same = norm(begin - first, end - first)
+        split = (
+            norm(begin - first, cell / 2)
+            + (q - p - 1) * norm(-cell / 2, cell / 2)
+            + norm(-cell / 2, end - last)
+        )
+        losses.append((density * torch.where(p == q, same, split)).sum())
+    return torch.stack(losses)
+
+
+def hfmg_factors(lo, hi, num_bits, asymmetric):
+    """(scale, offset) of the range [lo, hi], widened to contain zero, as Python numbers."""
+    zero = torch.tensor(0.0)
+    qmin = -(2 ** (num_bits - 1))
+    if not asymmetric:
+        scale = lo.abs() / -qmin if hi.abs() < lo.abs() else hi.abs() / (-qmin - 1)
+        return (1.0 if scale < FLT_EPS else scale.item()), 0
+    lo, hi = torch.min(lo, zero), torch.max(hi, zero)
+    scale = (hi - lo) / (2**num_bits - 1)
+    return (1.0, qmin) if scale < FLT_EPS else (scale.item(), int(torch.round(qmin - lo / scale)))
+
+
+def _hfmg_factors_of_bins(histogram, left, right, num_bits, asymmetric):
+    lo, hi, counts = histogram
+    end = lo + len(counts) * ((hi - lo) / len(counts))
+    width = (end - lo) / len(counts)
+    return hfmg_factors(lo + left * width, lo + (right + 1) * width, num_bits, asymmetric)
+
+
+def hfmg_search(histogram, num_bits=8, asymmetric=True):
+    """(scale, offset) of the least float64 loss, the full range being the last candidate."""
+    lo, hi, counts = histogram
+    if lo == hi:
+        return hfmg_factors(lo, hi, num_bits, asymmetric)
+    ranges = [*hfmg_ranges(counts), (0, len(counts) - 1)]
+    left, right = ranges[int(torch.argmin(hfmg_losses(counts, ranges, num_bits)))]
+    return _hfmg_factors_of_bins(histogram, left, right, num_bits, asymmetric)
+
+
+def hfmg(x, num_bits=8, *, asymmetric=True, num_of_bins=4096):
+    """(scale, offset) of one batch."""
+    return hfmg_search(hfmg_histogram(x, num_of_bins), num_bits, asymmetric)
+
+
+def hfmg_published(x, num_bits=8, asymmetric=True, num_of_bins=4096):
+    """The search as published: float32 losses, and the full range is no candidate."""
+    histogram = hfmg_histogram(x, num_of_bins)
+    ranges = hfmg_ranges(histogram[2])
+    losses = hfmg_losses(histogram[2], ranges, num_bits, torch.float32)
+    left, right = ranges[int(torch.argmin(losses))]
+    return _hfmg_factors_of_bins(histogram, left, right, num_bits, asymmetric)

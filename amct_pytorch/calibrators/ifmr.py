@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..ops import ifmr
 from ..ops._checks import check_dtype
+from ..ops.ifmr import ifmr
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from .arq import arq
 from .fake_quantize import dequantize, fake_quantize, quantize
+from .hfmg import hfmg
 from .ifmr import ifmr
 from .similarity import Similarity, similarity
 
@@ -10,6 +11,7 @@ __all__ = [
     "arq",
     "dequantize",
     "fake_quantize",
+    "hfmg",
     "ifmr",
     "quantize",
     "similarity",

@@ -2,5 +2,6 @@
 // The includer sets AMCT_DEVICE_KEY (dispatch key) and AMCT_DEVICE_NS (namespace).
 #include "arq.inl"
 #include "fake_quantize.inl"
+#include "hfmg.inl"
 #include "ifmr.inl"
 #include "similarity.inl"

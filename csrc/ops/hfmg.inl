@@ -1,0 +1,379 @@
+// hfmg.inl - high frequency min gap: the range of a histogram with the least error.
+//
+// State of a row (one per channel): the range [lo, hi] of its values, and int64 counts of n equal
+// bins over it, as torch.histc counts them. A batch widens the range; old counts move to the
+// new bins, an old bin that lies across an edge being divided in proportion, with the
+// published float32 arithmetic. hfmg_search.h finds the range to keep. State is host memory.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "../loops.h"
+#include "../quant_math.h"
+#include "../rows.h"
+#include "hfmg_search.h"
+
+namespace amct {
+namespace AMCT_DEVICE_NS {
+
+constexpr int64_t kCandidatesPerThread = 64;
+
+inline void check_num_of_bins(int64_t n) {
+  if (n != 1024 && n != 2048 && n != 4096 && n != 8192)
+    throw std::invalid_argument("num_of_bins must be 1024, 2048, 4096 or 8192, got " +
+                                std::to_string(n));
+}
+
+struct Extent {
+  float lo, hi;
+  bool empty() const { return lo > hi; }
+};
+
+constexpr Extent kNoValues{std::numeric_limits<float>::infinity(),
+                           -std::numeric_limits<float>::infinity()};
+
+// Bins of [lo, hi] as torch.histc numbers them; `unit` keeps the product within float32.
+struct Binning {
+  float lo, width, bins, unit;
+  AMCT_HD Binning(Extent e, int64_t n) : bins(static_cast<float>(n)) {
+    constexpr float kLarge = 1.0e30f;
+    unit = e.hi - e.lo > kLarge ? 1.0f / (1 << 28) : 1.0f;
+    lo = e.lo * unit;
+    width = e.hi * unit - lo;
+  }
+  // A constant lies in the middle, for torch.histc widens its range by 1 on both sides.
+  AMCT_HD int32_t bin(float x) const {
+    const float place = width > 0 ? (x * unit - lo) * bins / width : bins / 2;
+    return static_cast<int32_t>(place < bins - 1 ? place : bins - 1);
+  }
+};
+
+#if !defined(__CUDACC__)
+
+// Smallest and largest value; false if one is not finite.
+inline AMCT_CLONES bool extend(const float* x, int64_t n, Extent& e) {
+  float lo[kLanes], hi[kLanes];
+  std::fill(lo, lo + kLanes, e.lo);
+  std::fill(hi, hi + kLanes, e.hi);
+  uint32_t bad = 0;
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < n; i += kLanes)
+    for (int j = 0; j < (i < whole ? kLanes : static_cast<int>(n - whole)); ++j) {
+      const float v = x[i + j];
+      bad |= !(v - v == 0);
+      lo[j] = v < lo[j] ? v : lo[j];
+      hi[j] = v > hi[j] ? v : hi[j];
+    }
+  e = {*std::min_element(lo, lo + kLanes), *std::max_element(hi, hi + kLanes)};
+  return bad == 0;
+}
+
+inline AMCT_CLONES void bins_of(const float* x, int n, const Binning b, int32_t* bins) {
+  for (int i = 0; i < n; ++i) bins[i] = b.bin(x[i]);
+}
+
+// Calls body(row, begin, end) on shares of the rows, in parallel.
+template <class Body>
+void in_shares(const Rows& rows, Body&& body) {
+  const int64_t shares =
+      std::clamp<int64_t>(rows.length / kGrain, 1, torch::stable::get_num_threads());
+  const int64_t grain = std::max<int64_t>(1, kGrain / rows.length);
+  torch::stable::parallel_for(0, rows.count * shares, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      body(i / shares, rows.length * (i % shares) / shares,
+           rows.length * (i % shares + 1) / shares);
+  });
+}
+
+inline std::vector<Extent> extents(const Rows& rows) {
+  std::vector<Extent> result(rows.count, kNoValues);
+  std::mutex mutex;
+  bool finite = true;
+  in_shares(rows, [&](int64_t c, int64_t begin, int64_t end) {
+    Extent e = kNoValues;
+    const bool good = extend(rows.row(c) + begin, end - begin, e);
+    const std::lock_guard<std::mutex> lock(mutex);
+    result[c] = {std::min(result[c].lo, e.lo), std::max(result[c].hi, e.hi)};
+    finite = finite && good;
+  });
+  STD_TORCH_CHECK(finite, "x must be finite, got NaN or infinity");
+  return result;
+}
+
+inline std::vector<int64_t> histograms(const Rows& rows, const std::vector<Extent>& ranges,
+                                       int64_t n) {
+  constexpr int kTables = 2;  // so that equal neighbours need not wait for each other
+  std::vector<int64_t> counts(rows.count * n);
+  std::mutex mutex;
+  in_shares(rows, [&](int64_t c, int64_t begin, int64_t end) {
+    const Binning binning(ranges[c], n);
+    std::vector<int64_t> tables(kTables * n);
+    int32_t bins[kBlock];
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, end - i));
+      bins_of(rows.row(c) + i, count, binning, bins);
+      for (int k = 0; k < count; ++k) ++tables[k % kTables * n + bins[k]];
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (int t = 0; t < kTables; ++t)
+      for (int64_t i = 0; i < n; ++i) counts[c * n + i] += tables[t * n + i];
+  });
+  return counts;
+}
+
+#else
+
+constexpr int64_t kPerBlock = 65536;  // values worth a block of their own
+
+// keys[row] holds the largest ~key and the largest key of a row, from zeros.
+__global__ void extents_kernel(const float* x, int64_t length, int64_t blocks, uint32_t* keys) {
+  const int64_t row = blockIdx.x / blocks, step = blocks * blockDim.x;
+  uint32_t lo = 0, hi = 0;
+  for (int64_t i = blockIdx.x % blocks * blockDim.x + threadIdx.x; i < length; i += step) {
+    const uint32_t key = sort_key(x[row * length + i]);
+    lo = max(lo, ~key);
+    hi = max(hi, key);
+  }
+  atomicMax(keys + 2 * row, lo);
+  atomicMax(keys + 2 * row + 1, hi);
+}
+
+__global__ void histograms_kernel(const float* x, int64_t length, int64_t blocks,
+                                  const Extent* ranges, int n, unsigned long long* counts) {
+  extern __shared__ uint32_t table[];
+  const int64_t row = blockIdx.x / blocks, step = blocks * blockDim.x;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) table[i] = 0;
+  __syncthreads();
+  const Binning binning(ranges[row], n);
+  for (int64_t i = blockIdx.x % blocks * blockDim.x + threadIdx.x; i < length; i += step)
+    atomicAdd(table + binning.bin(x[row * length + i]), 1u);
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    if (table[i] != 0) atomicAdd(counts + row * n + i, table[i]);
+}
+
+inline int64_t blocks_per_row(const Rows& rows) {
+  return std::clamp<int64_t>(rows.length / kPerBlock, 1, int64_t{1} << 30);
+}
+
+inline std::vector<Extent> extents(const Rows& rows) {
+  torch::stable::accelerator::DeviceGuard guard(rows.data.get_device_index());
+  const int64_t blocks = blocks_per_row(rows);
+  const Tensor keys = torch::stable::new_zeros(rows.data, {rows.count, 2}, ScalarType::Int);
+  extents_kernel<<<static_cast<unsigned>(rows.count * blocks), kThreads, 0, stream_of(rows.data)>>>(
+      rows.row(0), rows.length, blocks, static_cast<uint32_t*>(keys.data_ptr()));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const Tensor host = torch::stable::to(keys, torch::headeronly::DeviceType::CPU);
+  const int32_t* key = host.const_data_ptr<int32_t>();
+  std::vector<Extent> result(rows.count);
+  for (int64_t c = 0; c < rows.count; ++c) {
+    result[c] = {value_of_sort_key(~static_cast<uint32_t>(key[2 * c])),
+                 value_of_sort_key(static_cast<uint32_t>(key[2 * c + 1]))};
+    STD_TORCH_CHECK(std::isfinite(result[c].lo) && std::isfinite(result[c].hi),
+                    "x must be finite, got NaN or infinity");
+  }
+  return result;
+}
+
+inline std::vector<int64_t> histograms(const Rows& rows, const std::vector<Extent>& ranges,
+                                       int64_t n) {
+  torch::stable::accelerator::DeviceGuard guard(rows.data.get_device_index());
+  const int64_t blocks = blocks_per_row(rows);
+  Tensor host_ranges = torch::stable::empty({rows.count, 2}, ScalarType::Float);
+  std::memcpy(host_ranges.mutable_data_ptr<float>(), ranges.data(), rows.count * sizeof(Extent));
+  const Tensor device_ranges = torch::stable::to(host_ranges, rows.data.device());
+  const Tensor counts = torch::stable::new_zeros(rows.data, {rows.count, n}, ScalarType::Long);
+  histograms_kernel<<<static_cast<unsigned>(rows.count * blocks), kThreads, n * sizeof(uint32_t),
+                      stream_of(rows.data)>>>(
+      rows.row(0), rows.length, blocks, static_cast<const Extent*>(device_ranges.data_ptr()),
+      static_cast<int>(n), static_cast<unsigned long long*>(counts.data_ptr()));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const Tensor host = torch::stable::to(counts, torch::headeronly::DeviceType::CPU);
+  const int64_t* data = host.const_data_ptr<int64_t>();
+  return {data, data + rows.count * n};
+}
+#endif
+
+// floor(a / b) as Python's // takes it for floats, a >= 0, b > 0: from an exact remainder.
+inline int64_t floor_divide(float a, float b) {
+  return static_cast<int64_t>(std::rint((a - std::fmod(a, b)) / b));
+}
+
+struct Histograms {
+  Tensor ranges;  // float32 [C, 2]
+  Tensor counts;  // int64 [C, n]
+  Histograms(const Tensor& r, const Tensor& n) : ranges(r), counts(n) {
+    STD_TORCH_CHECK(r.dim() == 2 && n.dim() == 2 && r.size(0) == n.size(0) && r.size(1) == 2 &&
+                        r.is_cpu() && n.is_cpu() && r.is_contiguous() && n.is_contiguous(),
+                    "ranges [C, 2] and counts [C, n] must be contiguous tensors in host memory");
+  }
+  int64_t rows() const { return counts.size(0); }
+  int64_t bins() const { return counts.size(1); }
+  Extent range(int64_t c) const {
+    const float* r = ranges.const_data_ptr<float>() + 2 * c;
+    return {r[0], r[1]};
+  }
+  const int64_t* row(int64_t c) const { return counts.const_data_ptr<int64_t>() + c * bins(); }
+};
+
+// Adds row c of a histogram to counts over the range `to`, which contains its own.
+inline void rebin(const Histograms& h, int64_t c, Extent to, int64_t* counts) {
+  const Extent from = h.range(c);
+  const int64_t* old = h.row(c);
+  const int64_t n = h.bins();
+  if (from.empty()) return;
+  const auto close = [](float a, float b) { return std::abs(a - b) <= kScaleFloor; };
+  if (close(from.lo, to.lo) && close(from.hi, to.hi)) {
+    for (int64_t i = 0; i < n; ++i) counts[i] += old[i];
+    return;
+  }
+  const float bins = static_cast<float>(n);
+  const float old_width = (from.hi - from.lo) / bins, width = (to.hi - to.lo) / bins;
+  for (int64_t k = 0; k < n; ++k) {
+    if (old[k] == 0) continue;
+    const float lower = from.lo + static_cast<float>(k) * old_width;
+    const float upper = from.lo + static_cast<float>(k + 1) * old_width;
+    const int64_t i = std::min(floor_divide(lower - to.lo, width), n - 1);
+    const int64_t j = std::min(floor_divide(upper - to.lo, width), n - 1);
+    int64_t low = old[k];
+    if (i != j) {
+      const float edge = to.lo + static_cast<float>(i + 1) * width;
+      const float share = (edge - lower) / (upper - lower);
+      low = std::clamp<int64_t>(static_cast<int64_t>(static_cast<float>(low) * share), 0, low);
+    }
+    counts[i] += low;
+    counts[j] += old[k] - low;
+  }
+}
+
+inline std::tuple<Tensor, Tensor> new_histograms(const std::vector<Extent>& ranges,
+                                                 const std::vector<int64_t>& counts) {
+  const int64_t rows = ranges.size(), n = counts.size() / rows;
+  Histograms h{torch::stable::empty({rows, 2}, ScalarType::Float),
+               torch::stable::empty({rows, n}, ScalarType::Long)};
+  for (int64_t c = 0; c < rows; ++c) {
+    h.ranges.mutable_data_ptr<float>()[2 * c] = ranges[c].lo;
+    h.ranges.mutable_data_ptr<float>()[2 * c + 1] = ranges[c].hi;
+  }
+  std::copy(counts.begin(), counts.end(), h.counts.mutable_data_ptr<int64_t>());
+  return {h.ranges, h.counts};
+}
+
+// The union of two ranges, which float32 must be able to measure.
+inline Extent joined(Extent a, Extent b) {
+  const Extent e{std::min(a.lo, b.lo), std::max(a.hi, b.hi)};
+  STD_TORCH_CHECK(e.empty() || std::isfinite(e.hi - e.lo),
+                  "x spans a range that float32 cannot hold: [", e.lo, ", ", e.hi, "]");
+  return e;
+}
+
+std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, const Tensor& counts,
+                                       std::optional<int64_t> axis) {
+  check_not_empty(x);
+  const Histograms old{ranges, counts};
+  const Rows rows = rows_of(x, axis);
+  STD_TORCH_CHECK(rows.count == old.rows(), "x must have ", old.rows(), " channels, got ",
+                  rows.count);
+  std::vector<Extent> now = extents(rows);
+  for (int64_t c = 0; c < rows.count; ++c) now[c] = joined(now[c], old.range(c));
+  std::vector<int64_t> sums = histograms(rows, now, old.bins());
+  for (int64_t c = 0; c < rows.count; ++c) rebin(old, c, now[c], sums.data() + c * old.bins());
+  return new_histograms(now, sums);
+}
+
+#if !defined(__CUDACC__)
+
+std::tuple<Tensor, Tensor> hfmg_merge(const Tensor& ranges, const Tensor& counts,
+                                      const Tensor& other_ranges, const Tensor& other_counts) {
+  const Histograms a{ranges, counts}, b{other_ranges, other_counts};
+  STD_TORCH_CHECK(a.rows() == b.rows() && a.bins() == b.bins(), "expected histograms of ", a.rows(),
+                  " channels and ", a.bins(), " bins, got ", b.rows(), " and ", b.bins());
+  std::vector<Extent> now;
+  std::vector<int64_t> sums(a.rows() * a.bins());
+  for (int64_t c = 0; c < a.rows(); ++c) {
+    now.push_back(joined(a.range(c), b.range(c)));
+    rebin(a, c, now[c], sums.data() + c * a.bins());
+    rebin(b, c, now[c], sums.data() + c * a.bins());
+  }
+  return new_histograms(now, sums);
+}
+
+std::tuple<Tensor, Tensor> hfmg_search(const Tensor& ranges, const Tensor& counts, int64_t num_bits,
+                                       bool asymmetric) {
+  check_num_bits(num_bits);
+  const Histograms h{ranges, counts};
+  Tensor scale = torch::stable::empty({h.rows()}, ScalarType::Float);
+  Tensor offset = torch::stable::empty({h.rows()}, ScalarType::Int);
+  for (int64_t c = 0; c < h.rows(); ++c) {
+    const Extent e = h.range(c);
+    STD_TORCH_CHECK(!e.empty(), "a histogram without values has no factors");
+    ScaleOffset factors = factors_of_range(e.lo, e.hi, num_bits, asymmetric);
+    if (e.lo < e.hi) {
+      const HfmgLoss loss(h.row(c), h.bins(), num_bits);
+      const std::vector<BinRange> candidates = hfmg_candidates(h.row(c), h.bins());
+      std::vector<double> losses(candidates.size());
+      torch::stable::parallel_for(0, candidates.size(), kCandidatesPerThread,
+                                  [&](int64_t first, int64_t last) {
+                                    for (int64_t i = first; i < last; ++i)
+                                      losses[i] = loss(candidates[i]);
+                                  });
+      const auto least = std::min_element(losses.begin(), losses.end()) - losses.begin();
+      factors = hfmg_factors(e.lo, e.hi, h.bins(), candidates[least], num_bits, asymmetric);
+    }
+    STD_TORCH_CHECK(std::isfinite(factors.scale), "x spans a range that float32 cannot hold");
+    scale.mutable_data_ptr<float>()[c] = factors.scale;
+    offset.mutable_data_ptr<int32_t>()[c] = factors.offset;
+  }
+  return {scale, offset};
+}
+
+#else
+
+// The search is host code, registered once.
+inline std::tuple<Tensor, Tensor> hfmg_search(const Tensor& ranges, const Tensor& counts,
+                                              int64_t num_bits, bool asymmetric) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(ranges), from(counts), from(num_bits), from(asymmetric)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("amct_pytorch::hfmg_search", "", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+#endif
+
+std::tuple<Tensor, Tensor> hfmg(const Tensor& x, int64_t num_bits, bool asymmetric,
+                                int64_t num_of_bins, std::optional<int64_t> axis) {
+  check_num_bits(num_bits);
+  check_num_of_bins(num_of_bins);
+  check_not_empty(x);
+  const int64_t channels = axis.has_value() ? x.size(check_axis(x, *axis)) : 1;
+  const auto none = new_histograms(std::vector<Extent>(channels, kNoValues),
+                                   std::vector<int64_t>(channels * num_of_bins));
+  const auto [ranges, counts] = hfmg_update(x, std::get<0>(none), std::get<1>(none), axis);
+  auto [scale, offset] = hfmg_search(ranges, counts, num_bits, asymmetric);
+  if (!axis.has_value()) {
+    scale = torch::stable::reshape(scale, {});
+    offset = torch::stable::reshape(offset, {});
+  }
+  return {torch::stable::to(scale, x.device()), torch::stable::to(offset, x.device())};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
+  m.impl("hfmg", TORCH_BOX(&hfmg));
+  m.impl("hfmg_update", TORCH_BOX(&hfmg_update));
+#if !defined(__CUDACC__)
+  m.impl("hfmg_merge", TORCH_BOX(&hfmg_merge));
+  m.impl("hfmg_search", TORCH_BOX(&hfmg_search));
+#endif
+}
+
+}  // namespace AMCT_DEVICE_NS
+}  // namespace amct
