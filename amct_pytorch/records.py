@@ -6,6 +6,7 @@ so that a later step can name the layers and the batches that are missing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -131,7 +132,9 @@ class Records(Mapping[str, LayerRecord]):
 
 
 def _quoted(text: str) -> str:
-    return f'"{CEscape(text.encode(), True)}"'
+    # Given str: releases before 5 read bytes as Latin-1. The stubs know of bytes only.
+    escaped = CEscape(text, True)  # type: ignore[arg-type]
+    return f'"{escaped}"'
 
 
 def _value_lines(record: LayerRecord) -> Iterator[str]:
@@ -166,7 +169,8 @@ def _read_progress(text: str) -> dict[str, tuple[int, int]]:
         if line.strip() and not line.startswith("#"):
             break
         if match := _PROGRESS.fullmatch(line.rstrip()):
-            progress[json.loads(match[1])] = (int(match[2]), int(match[3]))
+            with contextlib.suppress(json.JSONDecodeError):  # a comment by hand
+                progress[json.loads(match[1])] = (int(match[2]), int(match[3]))
     return progress
 
 
