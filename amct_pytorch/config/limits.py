@@ -22,7 +22,6 @@ class Refusal:
     allowed: str
     reason: str
     without: LayerConfig  # the same configuration with what the layer can do
-    by_type: bool  # no layer of this type can have it
 
     def problem(self, *location: str) -> Problem:
         """As a mistake of the configuration; `location` comes before the keys."""
@@ -47,31 +46,27 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal]:
     if config.dmq_balancer_param is not None and not can.dmq:
         reason = f"{layer.kind} has no weights to balance with"
         without = config.model_copy(update={"dmq_balancer_param": None})
-        yield Refusal(
-            ("dmq_balancer_param",), config.dmq_balancer_param, "none", reason, without, True
-        )
+        found = config.dmq_balancer_param
+        yield Refusal(("dmq_balancer_param",), found, "none", reason, without)
     if activation.num_bits == 16 and (reason := _why_not_int16(layer, can)):
         without = _with(config, _ACT, num_bits=8)
-        yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without, not can.int16)
+        yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without)
     if activation.asymmetric and not can.asymmetric:
         reason = f"activations of {layer.kind} are symmetric"
         without = _with(config, _ACT, asymmetric=False)
-        yield Refusal((_ACT, "asymmetric"), True, "false", reason, without, True)
+        yield Refusal((_ACT, "asymmetric"), True, "false", reason, without)
     if isinstance(weight, AdaConfig) and not can.ada:
         reason = f"AdaRound is for {types_that(lambda c: c.ada)}, not {layer.kind}"
-        arq = ArqConfig(channel_wise=can.channel_wise)
-        without = config.model_copy(update={_WTS: arq})
-        yield Refusal((_WTS, "wts_algo"), weight.wts_algo, '"arq_quantize"', reason, without, True)
+        without = config.model_copy(update={_WTS: ArqConfig(channel_wise=can.channel_wise)})
+        yield Refusal((_WTS, "wts_algo"), weight.wts_algo, '"arq_quantize"', reason, without)
     elif weight.channel_wise and not can.channel_wise:
-        reason = f"one scale per channel is for {types_that(lambda c: c.channel_wise)}"
-        reason += f", not {layer.kind}"
+        types = types_that(lambda c: c.channel_wise)
+        reason = f"one scale per channel is for {types}, not {layer.kind}"
         without = _with(config, _WTS, channel_wise=False)
-        yield Refusal((_WTS, "channel_wise"), True, "false", reason, without, True)
+        yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
     if reason := _why_not_bits(weight.num_bits, layer, can):
         without = _with(config, _WTS, num_bits=8)
-        yield Refusal(
-            (_WTS, "num_bits"), weight.num_bits, "8", reason, without, weight.num_bits != 4
-        )
+        yield Refusal((_WTS, "num_bits"), weight.num_bits, "8", reason, without)
 
 
 def _why_not_int16(layer: Layer, can: Capability) -> str:

@@ -21,7 +21,7 @@ GLOBAL_KEYS = (
 )
 
 
-def quantizable_layers(facts: ModelFacts, skipped: Collection[str]) -> list[str]:
+def quantizable_layers(source: str, facts: ModelFacts, skipped: Collection[str]) -> list[str]:
     """The layers that a generated configuration lists, skipped ones included.
 
     Raises ValueError if there is none, if all are skipped, or if a name is a global key.
@@ -30,13 +30,14 @@ def quantizable_layers(facts: ModelFacts, skipped: Collection[str]) -> list[str]
     if not names:
         why = [f"{name} ({layer.kind}): {layer.reason}" for name, layer in facts.layers.items()]
         lines = "\n".join(why) or f"it has no module of the types {', '.join(BY_KIND)}"
-        raise ValueError(f"the model has no layer that can be quantized:\n{lines}")
+        raise ValueError(f"{source}: the model has no layer that can be quantized:\n{lines}")
     for name in names:
         if name in GLOBAL_KEYS:
             text = "this layer has the name of a global key of the configuration; rename the module"
-            raise ValueError(f"{name}: {text}")
+            raise ValueError(f"{source}: {name}: {text}")
     if set(names) <= set(skipped):
-        raise ValueError(f"all layers that can be quantized are skipped: {', '.join(names)}")
+        text = "all layers that can be quantized are skipped"
+        raise ValueError(f"{source}: {text}: {', '.join(names)}")
     return names
 
 

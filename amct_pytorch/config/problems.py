@@ -105,6 +105,8 @@ def _unknown_key(
 ) -> Problem:
     key = str(location[-1])
     expected = f"expected one of {', '.join(keys[branch])}"
-    if owner := next((name for name in keys if key in keys[name]), None):
-        return Problem(location, f"{expected} with {branch}, got {shown(key)}, a key of {owner}")
+    if branch:
+        expected += f" with {branch}"
+    if owner := next((name or "the layer" for name in keys if key in keys[name]), None):
+        return Problem(location, f"{expected}, got {shown(key)}, a key of {owner}")
     return Problem(location, f"{expected}, got {shown(key)}{did_you_mean(key, keys[branch])}")

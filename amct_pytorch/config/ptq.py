@@ -64,7 +64,7 @@ class QuantConfig(Strict):
         document: dict[str, Any] = {"batch_num": batch_num, "activation_offset": activation_offset}
         if problems := _validate(document)[1]:
             fail("create_quant_config", problems)
-        for name in quantizable_layers(facts, skipped):
+        for name in quantizable_layers("create_quant_config", facts, skipped):
             document[name] = {"quant_enable": name not in skipped}
         return cls.from_document(document, facts, "create_quant_config")
 
@@ -74,7 +74,7 @@ class QuantConfig(Strict):
 
         Raises FileNotFoundError, IsADirectoryError or another OSError if it cannot be read;
         json.JSONDecodeError; TypeError for a value of a wrong type; ValueError for a wrong value, a
-        key that appears twice or is unknown, a layer that cannot be quantized (so);
+        key that appears twice or is unknown, a layer that cannot be quantized, or not so;
         RuntimeError if no layer is enabled. All mistakes of one kind are in one message.
         """
         config = cls.from_document(read_object(path), facts, path)

@@ -497,6 +497,13 @@ REFUSED_PARAMETERS = [
         "search_step: expected one of num_bits, act",
     ),
     (act(max_percentil=1.0), ValueError, 'got "max_percentil"; did you mean "max_percentile"?'),
+    (
+        layer(num_bits=8),
+        ValueError,
+        "conv2.num_bits: expected one of quant_enable, dmq_balancer_param, "
+        'activation_quant_params, weight_quant_params, got "num_bits", a key of act_algo "ifmr"',
+    ),
+    (wts(quant_enable=True), ValueError, 'got "quant_enable", a key of the layer'),
     (wts(num_bits=5), ValueError, "weight_quant_params.num_bits: expected 4, 6, 7 or 8, got 5"),
     (wts(num_bits=8.0), TypeError, "weight_quant_params.num_bits: expected an integer, got 8.0"),
     (wts(channel_wise=1), TypeError, "channel_wise: expected true or false, got 1"),
