@@ -58,8 +58,8 @@ cuda-check: $(STAMPS)/torch  ## compile the CUDA sources with nvcc; needs no GPU
 	  echo "cuda-check: nvcc not found, nothing compiled"; \
 	fi
 
-bench: $(STAMPS)/package  ## run every benchmarks/bench_*.py
-	@for file in $(wildcard benchmarks/bench_*.py); do $(RUN) python $$file || exit 1; done
+bench: $(STAMPS)/package  ## run every benchmarks/*.py
+	@for file in $(wildcard benchmarks/*.py); do $(RUN) python $$file || exit 1; done
 
 proto: $(STAMPS)/package  ## regenerate the descriptor sets from the .proto files
 	@$(RUN) python -m amct_pytorch.config.proto.compile

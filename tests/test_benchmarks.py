@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_ops_on_small_sizes(tmp_path, monkeypatch):
-    script = BENCHMARKS / "bench_ops.py"
+    script = BENCHMARKS / "ops.py"
     threads, result = torch.get_num_threads(), tmp_path / "result.json"
     arguments = ["--scale", "0.002", "--repeats", "1", "--json", str(result)]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])

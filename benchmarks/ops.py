@@ -1,6 +1,6 @@
 """Times the ops against torch's own: interleaved runs, medians, as ratios.
 
-    python benchmarks/bench_ops.py [--json FILE] [--repeats 9] [--threads 2] [--scale 1.0]
+    python benchmarks/ops.py [--json FILE] [--repeats 9] [--threads 2] [--scale 1.0]
 
 Every comparison first checks that the results agree. See README.md beside this file.
 """
