@@ -50,7 +50,7 @@ class DeployWriter:
             weight = _host.pack_int4(weight, INPUT_CHANNEL_AXIS[layer.op_type])
         replace_constants(at, layer.name, weight, layer.bias)
         if layer.bias is not None and layer.act_bits == 4:
-            self._cast_bias(graph, layer, at)
+            self._cast_bias(graph, layer, at.node)
 
     def dequantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
         name = free_name(graph, f"{layer.name}.dequant")
@@ -69,17 +69,11 @@ class DeployWriter:
         node.outputs[0].name = f"{name}.output0"
         return node.outputs[0]
 
-    def _cast_bias(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> None:
+    def _cast_bias(self, graph: ir.Graph, layer: IntegerLayer, node: ir.Node) -> None:
         """The int32 bias of a layer with 4-bit activations enters through a Cast to FLOAT."""
-        owner = at.bias_add or at.node
-        index = next(
-            i
-            for i, v in enumerate(owner.inputs)
-            if v is not None and v.name == f"{layer.name}.bias"
-        )
         name = free_name(graph, f"{layer.name}.bias_quant")
         to = ir.AttrInt64("to", int(ir.DataType.FLOAT))
-        cast = ir.Node("", "Cast", [owner.inputs[index]], [to], name=name)
+        cast = ir.Node("", "Cast", [node.inputs[2]], [to], name=name)
         cast.outputs[0].name = f"{name}.output0"
-        graph.insert_before(owner, cast)
-        owner.replace_input_with(index, cast.outputs[0])
+        graph.insert_before(node, cast)
+        node.replace_input_with(2, cast.outputs[0])

@@ -45,6 +45,11 @@ def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
     """
     assert record.scale_d is not None
     assert record.offset_d is not None
+    if record.act_bits == 4 and site.bias_add is not None:
+        raise RuntimeError(
+            f"{name}: 4-bit activations of a MatMul with a bias have no deploy form; use 8 bits "
+            "(activation_quant_params.num_bits) or leave the layer float"
+        )
     deq_scale = dequant_scale(name, record)
     weight = None
     if site.weight is not None:

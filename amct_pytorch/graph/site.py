@@ -107,7 +107,8 @@ def constant_of(value: ir.Value | None) -> Array | None:
         return None
     producer = value.producer()
     if producer is None or producer.op_type == "Constant":
-        return None if value.const_value is None else value.const_value.numpy()
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
     if producer.op_type == "Identity":
         return constant_of(producer.inputs[0])
     if producer.op_type == "Transpose":

@@ -182,3 +182,42 @@ def test_names_of_the_fake_quant_chain(exported):
         "fc",
         "fc.fakedequant.mul",
     ]
+
+
+def test_weights_behind_constant_and_transpose_nodes(tmp_path):
+    model = conv_and_gemm()
+    graph = model.graph
+    kept = [i for i in graph.initializer if i.name != "fc_w"]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    value = numpy_helper.from_array(np.ascontiguousarray(FC_W.T))
+    graph.node.insert(0, helper.make_node("Constant", [], ["fc_t"], name="constant", value=value))
+    graph.node.insert(1, helper.make_node("Transpose", ["fc_t"], ["fc_w"], name="t", perm=[1, 0]))
+    deploy, _ = save(tmp_path, model, RECORD % "")
+    assert constant(deploy, "fc.weight").tolist() == [[64, -48], [-128, 96], [16, 112], [32, -16]]
+    assert not [n.name for n in deploy.graph.node if n.op_type in ("Constant", "Transpose")]
+
+
+def test_factors_of_gemm_are_folded(tmp_path):
+    model = conv_and_gemm()
+    fc = node(model, "fc")
+    fc.attribute.append(helper.make_attribute("alpha", 0.5))
+    fc.attribute.append(helper.make_attribute("beta", 2.0))
+    for initializer in model.graph.initializer:
+        factor = {"fc_w": 2.0, "fc_b": 0.5}.get(initializer.name)
+        if factor:
+            array = numpy_helper.to_array(initializer) * np.float32(factor)
+            initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
+    deploy, _ = save(tmp_path, model, RECORD % "")
+    assert constant(deploy, "fc.weight").tolist() == [[64, -48], [-128, 96], [16, 112], [32, -16]]
+    assert constant(deploy, "fc.bias").tolist() == [160, -224]
+    assert not node(deploy, "fc").attribute
+
+
+def test_four_bit_matmul_with_a_bias_is_refused(tmp_path):
+    record = RECORD[RECORD.index('record { key: "fc"') :].replace(
+        'act_type: "INT8"', 'act_type: "INT4"'
+    )
+    with pytest.raises(RuntimeError, match="fc: 4-bit activations of a MatMul with a bias"):
+        save(tmp_path, matmul_and_add(True), record)
+    assert not list(tmp_path.glob("out*"))
