@@ -99,6 +99,12 @@ def test_modified_model_is_valid_and_named_by_layer(tmp_path):
     assert not any(node.op_type == "BatchNormalization" for node in flow.modified.graph.node)
 
 
+def test_the_users_options_are_untouched(tmp_path):
+    options = copy.deepcopy(DYNAMIC)
+    ptq(tmp_path, *example("digits"), **options)
+    assert options == DYNAMIC
+
+
 @pytest.mark.parametrize("opset", [11, 13, 17, 18, 20])
 def test_opsets(tmp_path, opset):
     model, batches = example("digits")

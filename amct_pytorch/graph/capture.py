@@ -9,6 +9,7 @@ exporter carry the scope; the newer one writes the module path into each node's 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import io
 import itertools
@@ -92,7 +93,7 @@ def _export_torchscript(
         "do_constant_folding": False,  # keeps BatchNormalization and the names of parameters
         "input_names": names,
         "output_names": _list(options.output_names),
-        "dynamic_axes": options.dynamic_axes,
+        "dynamic_axes": copy.deepcopy(options.dynamic_axes),  # lists are rewritten
     }
     inputs = (*args, *kwargs.values())
     if inputs and isinstance(inputs[-1], dict):
@@ -152,7 +153,7 @@ def _export_dynamo(
         verbose=False,
         input_names=_list(options.input_names),
         output_names=_list(options.output_names),
-        dynamic_axes=options.dynamic_axes,  # type: ignore[arg-type]
+        dynamic_axes=copy.deepcopy(options.dynamic_axes),  # type: ignore[arg-type]
     )
     assert program is not None
     return program.model
