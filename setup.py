@@ -80,5 +80,4 @@ if wants_cuda():
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
