@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
 from ..graph.site import drop_if_unused, locate, replace_constants
+from ..layers.finite import is_finite
 from ..layers.replace import replace_module
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def _fuse_modules(conv: Any, bn: Any) -> bool:
     weight, bias, mean, var, gamma, beta = values
     fused = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, gamma, beta)
     weight, bias = (parameter.detach().to(dtype) for parameter in fused)
-    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+    if not (is_finite(weight) and is_finite(bias)):
         return False
     trained = conv.weight.requires_grad
     conv.weight = nn.Parameter(weight, requires_grad=trained)

@@ -14,6 +14,7 @@ from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
 from ..graph.site import locate, replace_constants
 from ..layers.channels import channels_first, channels_restored
+from ..layers.finite import is_finite
 from ..ops.arq import arq
 from ..ops.fake_quantize import fake_quantize
 from ..records import LayerRecord
@@ -69,7 +70,7 @@ def _check_finite(name: str, module: Any) -> None:
         if value.dtype not in (torch.float32, torch.float16):
             dtype = str(value.dtype).removeprefix("torch.")
             raise TypeError(f"{name}: expected a {key} of dtype float32 or float16, got {dtype}")
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             first = (~torch.isfinite(value)).nonzero()[0].tolist()
             raise RuntimeError(
                 f"{name}: the {key} has NaN or infinite values, the first at index {first}; "
@@ -95,6 +96,8 @@ def _quantize_weight(
 
 def _warn_of_tiny_channels(name: str, rows: Tensor, scale: Tensor) -> None:
     """Channels whose range is under the floor get scale 1 and are quantized to zero."""
+    if not (scale == 1.0).any():
+        return
     largest = rows.float().abs().flatten(1).amax(1) if scale.dim() else rows.float().abs().amax()
     erased = ((scale == 1.0) & (largest > 0) & (largest < 0.5)).reshape(-1).nonzero().flatten()
     if erased.numel():
