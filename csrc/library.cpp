@@ -17,6 +17,13 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");
   m.def(
+      "ifmr_collect(Tensor x, int k_low, int k_high) -> (Tensor pages, Tensor counts, Tensor sums, "
+      "Tensor low, Tensor high)");
+  m.def(
+      "ifmr_search(Tensor pages, Tensor counts, Tensor sums, Tensor low, Tensor high, int "
+      "num_bits, bool asymmetric, float max_percentile, float min_percentile, float[] "
+      "search_range, float search_step) -> (Tensor scale, Tensor offset, bool certified)");
+  m.def(
       "hfmg(Tensor x, int num_bits, bool asymmetric, int num_of_bins, int? axis) -> (Tensor scale, "
       "Tensor offset)");
   m.def(

@@ -35,6 +35,8 @@ struct IfmrOptions {
   int64_t num_bits;
   bool asymmetric;
   double max_percentile, min_percentile;
+  std::vector<double> search_range;
+  double search_step;
   std::vector<float> ratios;
 };
 
@@ -61,7 +63,8 @@ inline IfmrOptions ifmr_options(int64_t num_bits, bool asymmetric, double max_pe
   if (!(search_step > 0 && count <= kMostCandidates))
     throw std::invalid_argument("search_step must be positive and give at most 2^20 candidates, " +
                                 std::string("got ") + std::to_string(search_step));
-  IfmrOptions options{num_bits, asymmetric, max_percentile, min_percentile, {}};
+  IfmrOptions options{num_bits,    asymmetric, max_percentile, min_percentile, search_range,
+                      search_step, {}};
   for (double i = 0; i < count; ++i)
     options.ratios.push_back(static_cast<float>(start + i * search_step));
   return options;

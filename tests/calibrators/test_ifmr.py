@@ -50,6 +50,70 @@ def test_split_order_and_merge_do_not_matter(options, data):
     assert_same(calibrator.compute(), ifmr(x, **options))
 
 
+MANY = 66_000  # beyond the number of values that are kept one by one
+
+
+@pytest.mark.parametrize("asymmetric", [True, False], ids=["asymmetric", "symmetric"])
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_split_order_and_merge_of_many_values_do_not_matter(asymmetric, data):
+    x = example("student_t3", MANY, seed=data.draw(st.integers(0, 9)))
+    cuts = data.draw(st.lists(st.integers(1, MANY - 1), unique=True, max_size=4))
+    batches = data.draw(st.permutations(x.tensor_split(sorted(cuts))))
+    merged_from = data.draw(st.integers(0, len(batches)))
+
+    calibrator = calibrated(batches[:merged_from], asymmetric=asymmetric)
+    calibrator.merge(calibrated(batches[merged_from:], asymmetric=asymmetric))
+    assert_same(calibrator.compute(), ifmr(x, asymmetric=asymmetric))
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps_values"),
+    [
+        ({}, False),
+        ({"num_bits": 4}, False),
+        ({"max_percentile": 1 - 2**-16}, False),
+        ({"num_bits": 9}, True),
+        ({"max_percentile": 0.9999}, True),
+        ({"axis": 0}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n", [65536, 65537])
+def test_values_are_kept_while_few_or_where_a_sketch_would_not_do(options, keeps_values, n):
+    x = example("normal", n).view(1, n)
+    calibrator = calibrated(x.split(30_000, dim=1), **options)
+    assert ("values" in calibrator.state_dict()) == (keeps_values or n == 65536)
+    assert_same(calibrator.compute(), ifmr(x, **options))
+
+
+def test_states_of_any_split_are_equal():
+    x = example("normal", 3 * MANY)
+    expected = calibrated([x]).state_dict()
+    for batches in (x.flip(0).split(50_000), x.split(MANY)):
+        state = calibrated(batches).state_dict()
+        assert state.keys() == expected.keys()
+        assert_same(state.values(), expected.values())
+
+
+def test_counts_of_equal_values_do_not_saturate():
+    x = example("relu", MANY)
+    calibrator = calibrated([x], max_percentile=1.0, min_percentile=1.0)
+    for _ in range(12):
+        calibrator.merge(calibrator)
+    assert calibrator.state_dict()["counts"].max() == 2**12 * (x == 0).sum() > 2**25
+    assert_same(calibrator.compute(), ifmr(x, max_percentile=1.0, min_percentile=1.0))
+
+
+def test_certified():
+    calibrator = IFMR()
+    assert calibrator.certified is None
+    for n in (1000, MANY):
+        calibrator.update(example("normal", n))
+        calibrator.compute()
+        assert calibrator.certified is True
+
+
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_channels(axis):
     x = example("normal", 4 * 4 * 50).view(4, 4, 50)
@@ -83,7 +147,7 @@ def test_batches_may_be_overwritten():
 
 
 def test_compute_may_be_repeated_and_continued():
-    x = example("normal", N)
+    x = example("normal", MANY)
     calibrator = calibrated([x[:100]])
     assert_same(calibrator.compute(), ifmr(x[:100]))
     calibrator.update(x[100:])
@@ -98,16 +162,19 @@ COPIES = {
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_copies_are_independent(copied):
-    calibrator = calibrated([torch.ones(3)])
+@pytest.mark.parametrize("n", [N, MANY])
+def test_copies_are_independent(copied, n):
+    x = example("normal", n)
+    calibrator = calibrated([x])
     twin = copied(calibrator)
     twin.update(torch.full((3,), 9.0))
-    assert_same(calibrator.compute(), ifmr(torch.ones(3)))
-    assert_same(twin.compute(), ifmr(torch.tensor([1.0, 9.0])[[0, 0, 0, 1, 1, 1]]))
+    assert_same(calibrator.compute(), ifmr(x))
+    assert_same(twin.compute(), ifmr(torch.cat([x, torch.full((3,), 9.0)])))
 
 
-def test_state_dict():
-    x = example("normal", N)
+@pytest.mark.parametrize("n", [N, MANY])
+def test_state_dict(n):
+    x = example("normal", n)
     calibrator = calibrated(x.split(1000))
     state = calibrator.state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state.values())
@@ -133,11 +200,14 @@ def test_nothing_to_compute():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_batch_that_raises_leaves_the_state(value):
-    calibrator = calibrated([torch.ones(3)])
-    with pytest.raises(RuntimeError, match="finite"):
-        calibrator.update(torch.tensor([3.0, value]))
-    assert_same(calibrator.compute(), ifmr(torch.ones(3)))
+@pytest.mark.parametrize("n", [3, MANY])
+def test_batch_that_raises_leaves_the_state(value, n):
+    x = example("normal", n)
+    calibrator = calibrated([x])
+    for batch in (torch.tensor([3.0, value]), torch.full((MANY,), value)):
+        with pytest.raises(RuntimeError, match="finite"):
+            calibrator.update(batch)
+    assert_same(calibrator.compute(), ifmr(x))
 
 
 def test_batches_that_are_refused():

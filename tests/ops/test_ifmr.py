@@ -10,6 +10,8 @@ from amct_pytorch.ops import ifmr
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HALF_TYPES = [torch.float16, torch.bfloat16]
+ops = torch.ops.amct_pytorch
+SORTED, SKETCHED = 65536, 65537  # the most values that are searched one by one, and one more
 
 
 def numbers(factors):
@@ -71,10 +73,102 @@ def test_choice_is_that_of_the_published_search(name, asymmetric):
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
-def test_choice_is_the_least_float64_loss_of_half_precision_values(dtype):
-    x = example("normal", 1500).to(dtype)
+@pytest.mark.parametrize("n", [1500, 100_000])
+def test_choice_is_the_least_float64_loss_of_half_precision_values(dtype, n):
+    x = example("normal", n).to(dtype)
     assert numbers(ifmr(x)) == reference.ifmr(x)
     assert_same(ifmr(x), ifmr(x.float()))
+
+
+# ---- many values: a sketch ----
+
+
+@pytest.mark.parametrize("asymmetric", [True, False], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("num_bits", [4, 6, 8])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_choice_among_many_values_is_the_least_float64_loss(name, num_bits, asymmetric):
+    x = example(name, 100_000, seed=1)
+    expected = reference.ifmr(x, num_bits, asymmetric=asymmetric)
+    assert numbers(ifmr(x, num_bits, asymmetric=asymmetric)) == expected
+
+
+@pytest.mark.parametrize("n", [SORTED, SKETCHED, 2_000_000])
+def test_choice_on_both_sides_of_the_switch(n):
+    x = example("laplace", n)
+    assert numbers(ifmr(x)) == reference.ifmr(x)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_percentile": 1.0, "min_percentile": 1.0},
+        {"max_percentile": 0.99999, "min_percentile": 1.0},
+        {"max_percentile": 0.999, "min_percentile": 0.99},
+        {"search_range": (0.3, 1.7), "search_step": 0.05},
+        {"search_range": (0.01, 3.0), "search_step": 0.1},
+        {"num_bits": 2},
+        {"num_bits": 9},
+        {"num_bits": 16, "search_step": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["normal", "atoms"])
+def test_options_among_many_values(name, options):
+    x = example(name, 150_000)
+    assert numbers(ifmr(x, **options)) == reference.ifmr(x, **options)
+
+
+SATURATED = {
+    "at the top": lambda x: x.clamp(max=1.5),
+    "at an odd value": lambda x: x.clamp(max=0.1 + 1.5),
+    "at the bottom": lambda x: x.clamp(min=-1.5),
+    "at zero from below": lambda x: x.clamp(min=0.0),
+    "at zero from above": lambda x: x.clamp(max=-0.0),
+    "with a denormal": lambda x: torch.cat([x.relu(), torch.tensor([1e-44, -1e-44])]),
+    "with few positive": lambda x: torch.cat([-x.abs(), torch.tensor([2.0])]),
+}
+
+
+@pytest.mark.parametrize("saturated", SATURATED.values(), ids=SATURATED)
+def test_percentile_among_equal_values(saturated):
+    x = saturated(example("normal", 150_000))
+    for percentile in (1.0, 0.99999):
+        options = {"max_percentile": percentile, "min_percentile": percentile}
+        assert numbers(ifmr(x, **options)) == reference.ifmr(x, **options)
+
+
+def certified(x, num_bits=8, search_step=0.01):
+    state = ops.ifmr_collect(x, 9, 9)
+    return ops.ifmr_search(*state, num_bits, True, 1.0, 1.0, [0.7, 1.3], search_step)[2]
+
+
+def test_choice_is_certified_on_ordinary_values():
+    for name in ("normal", "laplace", "relu", "student_t3", "binary", "tiny"):
+        assert certified(example(name, 100_000)), name
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_choice_is_certified_for_all_half_precision_values(dtype):
+    for seed in range(5):
+        assert certified(example("normal", 100_000, seed).to(dtype))
+
+
+def test_choice_is_not_certified_among_candidates_too_close_to_tell():
+    assert not certified(example("normal", 100_000), search_step=1e-5)
+
+
+def test_sketch_is_refused_where_it_is_too_coarse():
+    with pytest.raises(ValueError, match="num_bits"):
+        certified(example("normal", 1000), num_bits=9)
+
+
+def test_percentile_beyond_the_values_kept():
+    state = ops.ifmr_collect(example("normal", 1000), 5, 5)
+    with pytest.raises(RuntimeError, match=r"min_percentile asks for value 10 .* of which 5"):
+        ops.ifmr_search(*state, 8, True, 1.0, 0.99, [0.7, 1.3], 0.01)
+
+
+# ---- options ----
 
 
 @pytest.mark.parametrize(
@@ -186,7 +280,7 @@ def test_results_are_those_of_the_cpu(device, dtype):
 def test_opcheck(device, axis):
     x = torch.randn(4, 3, device=device)
     arguments = (x, 8, True, 1.0, 1.0, [0.7, 1.3], 0.1, axis)
-    torch.library.opcheck(torch.ops.amct_pytorch.ifmr.default, arguments)
+    torch.library.opcheck(ops.ifmr.default, arguments)
 
 
 def test_graphs_call_the_op():
