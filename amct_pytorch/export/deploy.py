@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .. import _host
+from .._binary import host
 from ..graph.site import Site, new_initializer, replace_constants
 from .integer_ir import IntegerLayer
 from .placement import free_name
@@ -47,7 +47,7 @@ class DeployWriter:
     def constants(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> None:
         weight = layer.weight
         if weight is not None and layer.wts_bits == 4:
-            weight = _host.pack_int4(weight, INPUT_CHANNEL_AXIS[layer.op_type])
+            weight = host.pack_int4(weight, INPUT_CHANNEL_AXIS[layer.op_type])
         replace_constants(at, layer.name, weight, layer.bias)
         if layer.bias is not None and layer.act_bits == 4:
             self._cast_bias(graph, layer, at.node)
@@ -55,7 +55,7 @@ class DeployWriter:
     def dequantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
         name = free_name(graph, f"{layer.name}.dequant")
         n = layer.deq_scale.size
-        words = _host.dequant_words(layer.deq_scale, np.zeros(n, np.int8), np.zeros(n, np.uint8))
+        words = host.dequant_words(layer.deq_scale, np.zeros(n, np.int8), np.zeros(n, np.uint8))
         node = ir.Node(
             "",
             "AscendDequant",

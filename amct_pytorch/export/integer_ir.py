@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from .. import _host
+from .._binary import host
 from ..graph.site import Site
 from ..layers.channels import channels_first, channels_restored
 from ..ops.fake_quantize import quantize
@@ -78,7 +78,7 @@ def dequant_scale(name: str, record: LayerRecord) -> NDArray[np.float32]:
         deq_scale: NDArray[np.float32] = np.asarray(record.scale_w, dtype=np.float32) * scale_d
         invertible = np.isfinite(np.float32(1) / scale_d)
     if record.force_fp16:
-        deq_scale = _host.truncate_s19(deq_scale.astype(np.float32))
+        deq_scale = host.truncate_s19(deq_scale.astype(np.float32))
     if not (invertible and np.all(np.isfinite(deq_scale)) and np.all(deq_scale > 0)):
         raise ValueError(
             f"{name}: expected scale_d and scale_w with a finite inverse and product in float32, "

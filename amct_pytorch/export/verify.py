@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from .. import _host
+from .._binary import host
 from ..graph.site import LAYER_OPS
 
 Array = NDArray[Any]
@@ -64,7 +64,7 @@ class AscendQuant(_IntegerOp):
 
 class AscendDequant(_IntegerOp):
     def _run(self, x: Array, words: Array, dtype: int) -> tuple[Array]:
-        scale, _, _ = _host.unpack_dequant_words(words)
+        scale, _, _ = host.unpack_dequant_words(words)
         channel_axis = 1 if x.ndim > 2 and scale.size > 1 else x.ndim - 1
         shape = [1] * x.ndim
         shape[channel_axis] = -1
