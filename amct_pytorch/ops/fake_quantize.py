@@ -49,7 +49,7 @@ def quantize(
 def dequantize(q: Tensor, scale: Tensor, offset: Tensor, axis: int | None = None) -> Tensor:
     """The float32 values (q - offset) * scale of int8 or int16 codes.
 
-    Factors as for `quantize`. Raises TypeError for another dtype.
+    Factors as for `quantize`. Not differentiable. Raises TypeError for another dtype.
 
     >>> import torch
     >>> q = torch.tensor([-90, 12, 60], dtype=torch.int8)
@@ -58,6 +58,7 @@ def dequantize(q: Tensor, scale: Tensor, offset: Tensor, axis: int | None = None
     """
     check_dtype("q", q, CODES)
     check_factors(scale, offset)
+    scale = scale.detach()
     if torch.compiler.is_compiling():
         scale, _, offset = _traced_factors(q, scale, offset, axis)
         return (q.float() - offset) * scale
@@ -112,18 +113,25 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, offset, ctx.num_bits, ctx.axis = inputs
-    ctx.save_for_backward(x, scale, offset)
+    *tensors, ctx.num_bits, ctx.axis = inputs
+    ctx.save_for_backward(*tensors[-3:])  # x, scale, offset; the backward has grad before them
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale, offset = ctx.saved_tensors
-    grad_x = _ops.fake_quantize_backward(grad, x, scale, offset, ctx.num_bits, ctx.axis)
+    grad_x = _ops.fake_quantize_backward(grad, *ctx.saved_tensors, ctx.num_bits, ctx.axis)
     return grad_x, None, None, None, None
+
+
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward is linear in its gradient, by the mask that it has itself."""
+    return *_backward(ctx, grad)[:1], None, None, None, None, None
 
 
 torch.library.register_autograd(
     "amct_pytorch::fake_quantize", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd(
+    "amct_pytorch::fake_quantize_backward", _double_backward, setup_context=_setup_context
 )
 
 

@@ -197,6 +197,29 @@ def test_factors_receive_no_gradient():
     assert scale.grad is None
 
 
+compiling = pytest.mark.parametrize("compiling", [False, True], ids=["kernels", "traced"])
+
+
+@compiling
+def test_dequantize_is_not_differentiable(compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    scale, offset = factors(None)
+    y = dequantize(torch.ones(3, dtype=torch.int8), scale.requires_grad_(), offset)
+    assert not y.requires_grad
+
+
+@compiling
+def test_gradient_of_the_gradient(compiling, monkeypatch, device):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    x = torch.tensor([-2.13, 0.3, 1.88], device=device, requires_grad=True)
+    scale, offset = torch.tensor(0.25, device=device), torch.tensor(0, device=device).int()
+    y = fake_quantize(x, scale, offset, num_bits=4)
+    (grad,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)  # mask * 3 y^2
+    (second,) = torch.autograd.grad(grad.sum(), x)
+    assert second.tolist() == [0.0, 6 * 0.25, 0.0]
+    assert y.tolist() == [-2.0, 0.25, 1.75]
+
+
 # ---- threads, registration, graphs ----
 
 
@@ -217,7 +240,8 @@ def test_registration(axis, device):
     check(ops.quantize.default, (x, scale, offset, 8, axis))
     check(ops.dequantize.default, (q, scale, offset, axis))
     check(ops.fake_quantize.default, (x.clone().requires_grad_(), scale, offset, 8, axis))
-    check(ops.fake_quantize_backward.default, (x, x, scale, offset, 8, axis))
+    grad = x.clone().requires_grad_()
+    check(ops.fake_quantize_backward.default, (grad, x, scale, offset, 8, axis))
 
 
 def three(x, scale, offset, axis):
