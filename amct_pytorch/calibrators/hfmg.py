@@ -53,7 +53,7 @@ class HFMG:
     def update(self, x: Tensor) -> None:
         """Adds the values of x: float32, float16 or bfloat16, of any shape and strides."""
         check_dtype("x", x)
-        channels = 1 if self._axis is None else x.shape[self._axis]
+        channels = 1 if self._axis is None else x.size(self._axis)
         self._check_channels(channels)
         state = (self._ranges, self._counts) if len(self._ranges) else self._empty(channels)
         self._ranges, self._counts = _ops.hfmg_update(x.detach(), *state, self._axis)
@@ -85,8 +85,16 @@ class HFMG:
         return {"ranges": self._ranges, "counts": self._counts}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over a state from `state_dict` of a calibrator with the same options."""
-        self._ranges, self._counts = state["ranges"].cpu(), state["counts"].cpu()
+        """Takes over a state from `state_dict` of a calibrator with the same options.
+
+        Raises KeyError, RuntimeError or ValueError if it is no such state; then nothing changes.
+        """
+        ranges, counts = state["ranges"].cpu(), state["counts"].cpu()
+        if len(ranges):
+            empty = self._empty(1 if self._axis is None else len(ranges))
+            self._ranges, self._counts = _ops.hfmg_merge(*empty, ranges, counts)  # checks them
+        else:
+            self.reset()
 
     @property
     def _options(self) -> dict[str, object]:

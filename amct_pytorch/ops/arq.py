@@ -40,5 +40,5 @@ def arq(
 
 @torch.library.register_fake("amct_pytorch::arq")
 def _(weight: Tensor, num_bits: int, axis: int | None, asymmetric: bool) -> tuple[Tensor, Tensor]:
-    shape = [] if axis is None else [weight.shape[axis]]
+    shape = [] if axis is None else [weight.size(axis)]
     return weight.new_empty(shape, dtype=torch.float32), weight.new_empty(shape, dtype=torch.int32)

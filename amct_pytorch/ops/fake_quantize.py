@@ -144,7 +144,7 @@ def _traced_factors(
     """scale, fl(1/scale) and offset in float32, shaped to broadcast against `x`."""
     shape, channels = [1] * x.dim(), 1
     if axis is not None:
-        shape[axis] = channels = x.shape[axis]
+        shape[axis] = channels = x.size(axis)
     for name, factor in (("scale", scale), ("offset", offset)):
         if factor.dim() > 1 or factor.numel() != channels:
             raise RuntimeError(f"{name} must have {channels} elements, got {list(factor.shape)}")

@@ -43,5 +43,26 @@ def hfmg(
 def _(
     x: Tensor, num_bits: int, asymmetric: bool, num_of_bins: int, axis: int | None
 ) -> tuple[Tensor, Tensor]:
-    size = () if axis is None else (x.shape[axis],)
+    size = () if axis is None else (x.size(axis),)
     return x.new_empty(size, dtype=torch.float32), x.new_empty(size, dtype=torch.int32)
+
+
+# ---- the ops of calibrators.HFMG, whose state is host memory ----
+
+
+@torch.library.register_fake("amct_pytorch::hfmg_update")
+def _(x: Tensor, ranges: Tensor, counts: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(ranges), torch.empty_like(counts)
+
+
+@torch.library.register_fake("amct_pytorch::hfmg_merge")
+def _(
+    ranges: Tensor, counts: Tensor, other_ranges: Tensor, other_counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(ranges), torch.empty_like(counts)
+
+
+@torch.library.register_fake("amct_pytorch::hfmg_search")
+def _(ranges: Tensor, counts: Tensor, num_bits: int, asymmetric: bool) -> tuple[Tensor, Tensor]:
+    rows = ranges.size(0)
+    return ranges.new_empty(rows), ranges.new_empty(rows, dtype=torch.int32)

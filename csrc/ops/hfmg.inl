@@ -210,11 +210,6 @@ inline int64_t floor_divide(float a, float b) {
 struct Histograms {
   Tensor ranges;  // float32 [C, 2]
   Tensor counts;  // int64 [C, n]
-  Histograms(const Tensor& r, const Tensor& n) : ranges(r), counts(n) {
-    STD_TORCH_CHECK(r.dim() == 2 && n.dim() == 2 && r.size(0) == n.size(0) && r.size(1) == 2 &&
-                        r.is_cpu() && n.is_cpu() && r.is_contiguous() && n.is_contiguous(),
-                    "ranges [C, 2] and counts [C, n] must be contiguous tensors in host memory");
-  }
   int64_t rows() const { return counts.size(0); }
   int64_t bins() const { return counts.size(1); }
   Extent range(int64_t c) const {
@@ -223,6 +218,25 @@ struct Histograms {
   }
   const int64_t* row(int64_t c) const { return counts.const_data_ptr<int64_t>() + c * bins(); }
 };
+
+// A state comes from the caller, who may have read it from a file: bins are found from its values.
+inline Histograms checked(const Tensor& ranges, const Tensor& counts) {
+  const Histograms h{ranges, counts};
+  STD_TORCH_CHECK(ranges.dim() == 2 && counts.dim() == 2 && ranges.size(0) == counts.size(0) &&
+                      ranges.size(0) > 0 && ranges.size(1) == 2 && ranges.is_cpu() &&
+                      counts.is_cpu() && ranges.is_contiguous() && counts.is_contiguous(),
+                  "ranges [C, 2] and counts [C, n] must be contiguous tensors in host memory");
+  check_num_of_bins(h.bins());
+  for (int64_t c = 0; c < h.rows(); ++c) {
+    const Extent e = h.range(c);
+    STD_TORCH_CHECK(e.empty() || std::isfinite(e.hi - e.lo),
+                    "ranges must be finite or, without values, (inf, -inf), got [", e.lo, ", ",
+                    e.hi, "]");
+    STD_TORCH_CHECK(std::all_of(h.row(c), h.row(c) + h.bins(), [](int64_t n) { return n >= 0; }),
+                    "counts must not be negative");
+  }
+  return h;
+}
 
 // Adds row c of a histogram to counts over the range `to`, which contains its own.
 inline void rebin(const Histograms& h, int64_t c, Extent to, int64_t* counts) {
@@ -257,8 +271,8 @@ inline void rebin(const Histograms& h, int64_t c, Extent to, int64_t* counts) {
 inline std::tuple<Tensor, Tensor> new_histograms(const std::vector<Extent>& ranges,
                                                  const std::vector<int64_t>& counts) {
   const int64_t rows = ranges.size(), n = counts.size() / rows;
-  Histograms h{torch::stable::empty({rows, 2}, ScalarType::Float),
-               torch::stable::empty({rows, n}, ScalarType::Long)};
+  const Histograms h{torch::stable::empty({rows, 2}, ScalarType::Float),
+                     torch::stable::empty({rows, n}, ScalarType::Long)};
   for (int64_t c = 0; c < rows; ++c) {
     h.ranges.mutable_data_ptr<float>()[2 * c] = ranges[c].lo;
     h.ranges.mutable_data_ptr<float>()[2 * c + 1] = ranges[c].hi;
@@ -278,7 +292,7 @@ inline Extent joined(Extent a, Extent b) {
 std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, const Tensor& counts,
                                        std::optional<int64_t> axis) {
   check_not_empty(x);
-  const Histograms old{ranges, counts};
+  const Histograms old = checked(ranges, counts);
   const Rows rows = rows_of(x, axis);
   STD_TORCH_CHECK(rows.count == old.rows(), "x must have ", old.rows(), " channels, got ",
                   rows.count);
@@ -293,7 +307,7 @@ std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, co
 
 std::tuple<Tensor, Tensor> hfmg_merge(const Tensor& ranges, const Tensor& counts,
                                       const Tensor& other_ranges, const Tensor& other_counts) {
-  const Histograms a{ranges, counts}, b{other_ranges, other_counts};
+  const Histograms a = checked(ranges, counts), b = checked(other_ranges, other_counts);
   STD_TORCH_CHECK(a.rows() == b.rows() && a.bins() == b.bins(), "expected histograms of ", a.rows(),
                   " channels and ", a.bins(), " bins, got ", b.rows(), " and ", b.bins());
   std::vector<Extent> now;
@@ -309,7 +323,7 @@ std::tuple<Tensor, Tensor> hfmg_merge(const Tensor& ranges, const Tensor& counts
 std::tuple<Tensor, Tensor> hfmg_search(const Tensor& ranges, const Tensor& counts, int64_t num_bits,
                                        bool asymmetric) {
   check_num_bits(num_bits);
-  const Histograms h{ranges, counts};
+  const Histograms h = checked(ranges, counts);
   Tensor scale = torch::stable::empty({h.rows()}, ScalarType::Float);
   Tensor offset = torch::stable::empty({h.rows()}, ScalarType::Int);
   for (int64_t c = 0; c < h.rows(); ++c) {

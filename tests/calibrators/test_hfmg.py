@@ -146,6 +146,38 @@ def test_state_dict_and_reset():
 # ---- errors ----
 
 
+def state(lo=-1.0, hi=1.0, rows=1, bins=4096, count=1):
+    return {"ranges": torch.tensor([[lo, hi]] * rows), "counts": torch.full((rows, bins), count)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (state(bins=1024), "4096 bins, got 1 and 1024"),
+        (state(rows=2), "1 channels .* got 2"),
+        (state(bins=0), "num_of_bins"),
+        (state(lo=float("nan")), "ranges must be finite"),
+        (state(hi=float("inf")), "ranges must be finite"),
+        (state(count=-1), "counts must not be negative"),
+        ({"ranges": torch.ones(1, 2), "counts": torch.ones(1, 4096)}, "Long but found Float"),
+        ({"ranges": torch.ones(1, 2)}, "counts"),
+    ],
+    ids=["bins", "channels", "no bins", "nan", "inf", "negative", "dtype", "key"],
+)
+def test_state_that_does_not_fit(wrong, message):
+    calibrator = calibrated([torch.ones(3)])
+    with pytest.raises((KeyError, RuntimeError, ValueError), match=message):
+        calibrator.load_state_dict(wrong)
+    assert_same(calibrator.compute(), hfmg(torch.ones(3)))
+
+
+def test_empty_state():
+    calibrator = calibrated([torch.ones(3)])
+    calibrator.load_state_dict(HFMG().state_dict())
+    with pytest.raises(RuntimeError, match="call update first"):
+        calibrator.compute()
+
+
 def test_nothing_to_compute():
     with pytest.raises(RuntimeError, match="call update first"):
         HFMG().compute()

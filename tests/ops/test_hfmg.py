@@ -7,6 +7,7 @@ from reference_calibration import DISTRIBUTIONS, example
 
 from amct_pytorch.ops import hfmg
 
+INF = float("inf")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ops = torch.ops.amct_pytorch
@@ -184,6 +185,18 @@ def test_results_are_those_of_the_cpu_for_any_number_of_threads(device, dtype):
 def test_opcheck(device, axis):
     arguments = (torch.randn(4, 3, device=device), 8, True, 1024, axis)
     torch.library.opcheck(ops.hfmg.default, arguments)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("axis", [None, 1], ids=str)
+def test_opcheck_of_the_ops_with_a_state(device, axis):
+    x = torch.randn(4, 3, device=device)
+    rows = 1 if axis is None else 3
+    empty = torch.tensor([INF, -INF]).repeat(rows, 1), torch.zeros(rows, 1024, dtype=torch.int64)
+    state = ops.hfmg_update(x, *empty, axis)
+    torch.library.opcheck(ops.hfmg_update.default, (x, *empty, axis))
+    torch.library.opcheck(ops.hfmg_merge.default, (*state, *state))
+    torch.library.opcheck(ops.hfmg_search.default, (*state, 8, True))
 
 
 def test_graphs_call_the_op():
