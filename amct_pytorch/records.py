@@ -73,7 +73,7 @@ class Records(Mapping[str, LayerRecord]):
         with open(path, "rb") as file:
             content = file.read()
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise RuntimeError(f"{path}: not a text file in UTF-8 ({error})") from None
         progress = _read_progress(text)

@@ -105,6 +105,11 @@ def test_every_field_is_read_back(read):
     assert read(EVERY_FIELD_TEXT) == records
 
 
+def test_a_file_that_an_editor_of_windows_has_saved(read):
+    records = Records({"conv": EVERY_FIELD, "fc": LayerRecord()}, {"fc": (1, 2)})
+    assert read("\ufeff" + EVERY_FIELD_TEXT.replace("\n", "\r\n")) == records
+
+
 def test_saving_and_loading_gives_an_equal_record(tmp_path):
     records = Records({"conv": LayerRecord(1 / 3, 5, (0.1, 0.2), (0, 0))}, {"conv": (0, 3)})
     records.save(str(tmp_path / "record.txt"))

@@ -184,7 +184,7 @@ def _parse(path: str) -> Any:
         content = file.read()
     message = message_class("calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")()
     try:
-        text_format.Parse(content.decode(), message)
+        text_format.Parse(content.decode("utf-8-sig"), message)
     except UnicodeDecodeError as error:
         raise text_format.ParseError(f"{path}: expected UTF-8 text ({error})") from None
     except text_format.ParseError as error:

@@ -505,6 +505,10 @@ def test_text_that_does_not_parse_is_refused(load, text, message):
     assert message in str(caught.value)
 
 
+def test_a_file_that_an_editor_of_windows_has_saved(load):
+    assert load("\ufeff# two batches\r\nbatch_num: 2\r\n").batch_num == 2
+
+
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "quant.cfg").write_bytes(b"\xff")
     with pytest.raises(ParseError, match=r"quant\.cfg: expected UTF-8 text"):
