@@ -22,6 +22,8 @@ from .problems import wrong_type, wrong_value
 
 T = TypeVar("T")
 
+MOST_CANDIDATES = 1 << 20  # that ifmr takes: more could not differ in float32
+
 
 class Strict(BaseModel):
     """Exact types, no unknown keys, no change after validation."""
@@ -105,6 +107,9 @@ class IfmrConfig(Strict):
             start, end = (Decimal(repr(x)) for x in info.data["search_range"])
             if Decimal(repr(step)) > end - start:
                 raise wrong_value(f"at most {end - start}, the width of search_range")
+            least = (end - start) / MOST_CANDIDATES
+            if Decimal(repr(step)) < least:
+                raise wrong_value(f"at least {least:.3g}, for {MOST_CANDIDATES} candidates")
         return step
 
 

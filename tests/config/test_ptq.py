@@ -474,6 +474,7 @@ REFUSED_PARAMETERS = [
     (act(search_range=[1, float("inf")]), ValueError, "search_range[1]: expected a finite number"),
     (act(search_step=0), ValueError, "search_step: expected a number above 0, got 0"),
     (act(search_step=0.61), ValueError, "search_step: expected at most 0.6, the width of search_r"),
+    (act(search_step=1e-9), ValueError, "search_step: expected at least 5.72e-7, for 1048576 cand"),
     (act(search_range=[0.7, 0.705]), ValueError, "search_step: expected at most 0.005"),
     (act(act_algo="kl"), ValueError, 'act_algo: expected "ifmr" or "hfmg", got "kl"'),
     (act(act_algo=1), TypeError, 'act_algo: expected "ifmr" or "hfmg", got 1'),
