@@ -40,7 +40,8 @@ class HFMG:
         num_of_bins: int = 4096,
         axis: int | None = None,
     ) -> None:
-        hfmg(torch.zeros(1), num_bits, asymmetric=asymmetric, num_of_bins=num_of_bins)  # validates
+        one = torch.zeros(1, dtype=torch.float32, device="cpu")  # validates the options
+        hfmg(one, num_bits, asymmetric=asymmetric, num_of_bins=num_of_bins)
         self._num_bits, self._asymmetric = num_bits, asymmetric
         self._num_of_bins, self._axis = num_of_bins, axis
         self.reset()
@@ -106,8 +107,10 @@ class HFMG:
         }
 
     def _empty(self, channels: int) -> tuple[Tensor, Tensor]:
-        ranges = torch.tensor([torch.inf, -torch.inf]).repeat(channels, 1)
-        return ranges, torch.zeros(channels, self._num_of_bins, dtype=torch.int64)
+        # Said in full, for torch.set_default_dtype and set_default_device are the user's.
+        none = torch.tensor([torch.inf, -torch.inf], dtype=torch.float32, device="cpu")
+        counts = torch.zeros(channels, self._num_of_bins, dtype=torch.int64, device="cpu")
+        return none.repeat(channels, 1), counts
 
     def _check_channels(self, channels: int) -> None:
         if len(self._ranges) not in (0, channels):

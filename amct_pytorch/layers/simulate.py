@@ -43,7 +43,7 @@ class SimulatedLayer(AmctLayer):
         self.act_bits = act_bits
         self.integer = _with_integers(sub_module, weight, bias)
         device = next((p.device for p in sub_module.parameters()), torch.device("cpu"))
-        self.register_buffer("scale", torch.tensor(scale, device=device))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=device))
         self.register_buffer("offset", torch.tensor(offset, dtype=torch.int32, device=device))
         self.register_buffer("deq_scale", deq_scale.to(device))
 

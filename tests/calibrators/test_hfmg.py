@@ -143,6 +143,19 @@ def test_state_dict_and_reset():
     assert_same(calibrator.compute(), hfmg(torch.ones(3)))
 
 
+def test_defaults_of_torch_play_no_part():
+    expected = calibrated([torch.ones(3)]).compute()
+    x = torch.ones(3)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        factors = calibrated([x]).compute()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert_same(factors, expected)
+
+
 # ---- errors ----
 
 
