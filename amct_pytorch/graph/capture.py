@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,8 @@ FIRST_DYNAMO_OPSET = 18
 # A protobuf message ends at 2 GiB: above this many parameter bytes the export goes through files.
 IN_MEMORY_LIMIT = 1_900_000_000
 
+# An exporter refuses to run beside itself; like _quiet, it changes what belongs to the process.
+_ALONE = threading.RLock()
 _SCOPE = re.compile(r"amct_call_(\d+)/")
 
 
@@ -170,7 +173,7 @@ def _quiet() -> Iterator[None]:
     levels = [log.level for log in loggers]
     # The exporter prints the whole graph when it fails, whatever its verbosity.
     silent = mock.patch.object(torch._C, "_jit_onnx_log")
-    with warnings.catch_warnings(), silent:
+    with _ALONE, warnings.catch_warnings(), silent:
         warnings.simplefilter("ignore")
         for log in loggers:
             log.setLevel(logging.CRITICAL)

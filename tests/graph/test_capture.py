@@ -1,5 +1,8 @@
 """Which nodes belong to which module, whatever the exporter names them."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -190,3 +193,17 @@ def test_a_failed_capture_shows_the_users_line(model, opset, capsys):
 def test_bad_options(options, error, text):
     with pytest.raises(error, match=text):
         ExportOptions(**options)
+
+
+class Slow(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.05)  # long enough for the captures to meet
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_two_models_at_once(opset):
+    with ThreadPoolExecutor(2) as threads:
+        models = [nn.Sequential(Slow(4, 4)) for _ in range(2)]
+        found = list(threads.map(lambda m: reasons(m, torch.ones(1, 4), opset), models))
+    assert found == [{"0": None}] * 2
