@@ -37,7 +37,7 @@ class Sketch:
     def merged(self, other: Sketch, keep_low: int, keep_high: int) -> Sketch:
         """The sketch of the values of both; of each, the same numbers must have been kept."""
         pages = torch.unique(torch.cat([self.pages, other.pages]))
-        counts = torch.zeros(len(pages), self.counts.shape[1], dtype=torch.int64)
+        counts = self.counts.new_zeros(len(pages), self.counts.shape[1])
         sums = torch.zeros_like(counts)
         for part in (self, other):
             rows = torch.searchsorted(pages, part.pages)

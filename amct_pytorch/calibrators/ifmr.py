@@ -85,7 +85,8 @@ class IFMR:
             num_bits, asymmetric, max_percentile, min_percentile, (start, end), search_step
         )
         self._axis = axis
-        ifmr(torch.zeros(1), **asdict(self._options))  # refuses what the op refuses
+        one = torch.zeros(1, dtype=torch.float32, device="cpu")  # refuses what the op refuses
+        ifmr(one, **asdict(self._options))
         self.reset()
 
     def reset(self) -> None:

@@ -191,6 +191,21 @@ def test_reset():
     assert_same(calibrator.compute(), ifmr(torch.ones(3)))
 
 
+@pytest.mark.parametrize("n", [N, MANY])
+def test_defaults_of_torch_play_no_part(n):
+    x = example("normal", n)
+    batches = [x, x + 1]
+    expected = calibrated(batches).compute()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        factors = calibrated(batches).compute()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert_same(factors, expected)
+
+
 # ---- errors ----
 
 
