@@ -36,7 +36,7 @@ class LayerRecord:
     def __post_init__(self) -> None:
         for name in FLOATS:
             value = getattr(self, name)
-            if isinstance(value, float | int):
+            if isinstance(value, float | int | np.floating):
                 object.__setattr__(self, name, float(np.float32(value)))
             elif value:
                 exact = np.asarray(value, np.float32).astype(np.float64).tolist()

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,13 @@
 namespace amct {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// A number as messages show it: std::to_string makes 0.000000 of a small one.
+inline std::string shown(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
+}
 
 inline void check_num_bits(int64_t num_bits) {
   if (num_bits < 2 || num_bits > 16)

@@ -62,6 +62,8 @@ class HFMG:
 
     def merge(self, other: HFMG) -> None:
         """Adds what `other`, a calibrator with the same options, has seen, as one batch."""
+        if not isinstance(other, HFMG):
+            raise TypeError(f"other: expected an HFMG, got {type(other).__name__}")
         if other._options != self._options:
             raise ValueError(f"other: expected the options {self._options}, got {other._options}")
         if not len(other._ranges):

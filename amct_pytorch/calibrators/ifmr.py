@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
@@ -114,6 +114,8 @@ class IFMR:
 
     def merge(self, other: IFMR) -> None:
         """Adds what `other`, a calibrator with the same options, has seen."""
+        if not isinstance(other, IFMR):
+            raise TypeError(f"other: expected an IFMR, got {type(other).__name__}")
         if (other._options, other._axis) != (self._options, self._axis):
             raise ValueError(
                 f"other: expected the options {self._options} and axis {self._axis}, "
@@ -150,13 +152,29 @@ class IFMR:
         return {"values": self._values(self._batches)} if self._batches else {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over a state from `state_dict` of a calibrator with the same options."""
+        """Takes over a state from `state_dict` of a calibrator with the same options.
+
+        Raises ValueError for one that such a calibrator cannot have; the state then stays.
+        """
+        if not self._can_have(state):
+            raise ValueError(
+                f"state: expected that of an IFMR with the options {self._options} and axis "
+                f"{self._axis}, got {_described(state)}"
+            )
         self.reset()
         if "values" in state:
-            self._batches = [state["values"]]
+            self._batches = [state["values"].clone()]
             self._device = state["values"].device
         elif state:
-            self._sketch = Sketch(**state)
+            self._sketch = Sketch(**{name: tensor.clone() for name, tensor in state.items()})
+
+    def _can_have(self, state: Mapping[str, Tensor]) -> bool:
+        if "values" in state:
+            values = state["values"]
+            one_row = self._axis is not None or values.dim() == 2 and values.shape[0] == 1
+            return len(state) == 1 and values.dim() == 2 and values.numel() > 0 and one_row
+        sketched = set(state) == {field.name for field in fields(Sketch)}
+        return not state or (sketched and self._axis is None and self._options.can_sketch)
 
     def _outgrows(self, more: int) -> bool:
         """Whether a sketch replaces the values when `more` join those of the batches."""
@@ -180,6 +198,11 @@ class IFMR:
                 f"x: expected {self._batches[0].shape[0]} channels in dimension {self._axis} as "
                 f"in the batches before, got {rows.shape[0]}"
             )
+
+
+def _described(state: Mapping[str, Tensor]) -> str:
+    parts = (f"{name} {list(tensor.shape)}" for name, tensor in state.items())
+    return ", ".join(parts) or "nothing"
 
 
 def _numel(batches: list[Tensor]) -> int:

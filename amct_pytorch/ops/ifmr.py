@@ -62,5 +62,5 @@ def _(
     search_step: float,
     axis: int | None,
 ) -> tuple[Tensor, Tensor]:
-    size = () if axis is None else (x.shape[axis],)
+    size = () if axis is None else (x.size(axis),)
     return x.new_empty(size, dtype=torch.float32), x.new_empty(size, dtype=torch.int32)

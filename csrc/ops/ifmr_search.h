@@ -47,8 +47,7 @@ inline IfmrOptions ifmr_options(int64_t num_bits, bool asymmetric, double max_pe
   check_num_bits(num_bits);
   const auto check_percentile = [](const char* name, double p) {
     if (!(p > 0.5 && p <= 1))
-      throw std::invalid_argument(std::string(name) + " must be in (0.5, 1], got " +
-                                  std::to_string(p));
+      throw std::invalid_argument(std::string(name) + " must be in (0.5, 1], got " + shown(p));
   };
   check_percentile("max_percentile", max_percentile);
   check_percentile("min_percentile", min_percentile);
@@ -58,11 +57,11 @@ inline IfmrOptions ifmr_options(int64_t num_bits, bool asymmetric, double max_pe
   const double start = search_range[0], end = search_range[1];
   if (!(start > 0 && start < end && std::isfinite(end)))
     throw std::invalid_argument("search_range must be (start, end) with 0 < start < end, got (" +
-                                std::to_string(start) + ", " + std::to_string(end) + ")");
+                                shown(start) + ", " + shown(end) + ")");
   const double count = std::ceil((end - start) / search_step);
   if (!(search_step > 0 && count <= kMostCandidates))
-    throw std::invalid_argument("search_step must be positive and give at most 2^20 candidates, " +
-                                std::string("got ") + std::to_string(search_step));
+    throw std::invalid_argument(
+        "search_step must be positive and give at most 2^20 candidates, got " + shown(search_step));
   IfmrOptions options{num_bits,    asymmetric, max_percentile, min_percentile, search_range,
                       search_step, {}};
   for (double i = 0; i < count; ++i)

@@ -245,3 +245,34 @@ def test_bad_options_are_refused_at_once(options):
 def test_merge_of_other_options():
     with pytest.raises(ValueError, match="num_bits=4"):
         IFMR().merge(calibrated([torch.ones(3)], num_bits=4))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"junk": torch.zeros(1)},
+        {"values": torch.zeros(3)},
+        {"values": torch.zeros(2, 3)},
+        {"values": torch.zeros(1, 3), "counts": torch.zeros(1)},
+    ],
+    ids=["unknown", "flat", "two rows", "mixed"],
+)
+def test_a_state_of_another_calibrator_is_refused(state):
+    calibrator = IFMR()
+    calibrator.update(torch.ones(3))
+    before = calibrator.compute()
+    with pytest.raises(ValueError, match="state: expected"):
+        calibrator.load_state_dict(state)
+    assert calibrator.compute() == before
+
+
+def test_a_sketch_is_refused_with_an_axis():
+    calibrator = IFMR()
+    calibrator.update(torch.randn(70000))
+    with pytest.raises(ValueError, match="state: expected"):
+        IFMR(axis=0).load_state_dict(calibrator.state_dict())
+
+
+def test_merging_something_else_is_a_type_error():
+    with pytest.raises(TypeError, match="other: expected an IFMR, got int"):
+        IFMR().merge(3)
