@@ -171,8 +171,8 @@ class IFMR:
     def _can_have(self, state: Mapping[str, Tensor]) -> bool:
         if "values" in state:
             values = state["values"]
-            one_row = self._axis is not None or values.dim() == 2 and values.shape[0] == 1
-            return len(state) == 1 and values.dim() == 2 and values.numel() > 0 and one_row
+            filled = len(state) == 1 and values.dim() == 2 and values.numel() > 0
+            return filled and (self._axis is not None or values.shape[0] == 1)
         sketched = set(state) == {field.name for field in fields(Sketch)}
         return not state or (sketched and self._axis is None and self._options.can_sketch)
 
