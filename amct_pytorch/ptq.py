@@ -25,8 +25,7 @@ from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
 from .graph.options import DynamicAxes, ExportOptions, split_input_data
 from .graph.site import LAYER_OPS, Site, UnsupportedSiteError, locate
 from .layers.base import check_not_processed
-from .record_checks import OpType
-from .records import Records, RecordTarget
+from .records import OpType, Records, RecordTarget
 from .transforms.fuse_bn import fuse_batch_norms
 from .transforms.insert import RecordKeeper, insert_calibration, keep_record
 from .transforms.quantize_weights import quantize_weights

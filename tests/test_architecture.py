@@ -15,7 +15,7 @@ LAYERS = [
     ["_binary", "_host", "capability", "files", "float32", "logging", "suggest"],
     ["ops"],
     ["calibrators"],
-    ["config", "graph", "layer_record", "layers", "record_checks", "records"],
+    ["config", "graph", "layers", "records"],
     ["export", "transforms"],
     ["ptq"],
     [PACKAGE],  # the public names

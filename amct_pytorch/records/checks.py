@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from .layer_record import LayerRecord
+from .layer import LayerRecord
 
 logger = logging.getLogger(__name__)
 

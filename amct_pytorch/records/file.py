@@ -17,14 +17,12 @@ from typing import Any
 from google.protobuf import text_format
 from google.protobuf.text_encoding import CEscape
 
-from .config.schema import message_class
-from .files import write_files
-from .float32 import shortest
-from .layer_record import FLOATS, REPEATED
-from .layer_record import LayerRecord as LayerRecord
-from .record_checks import RecordTarget as RecordTarget
-from .record_checks import check_record, mistake
-from .suggest import did_you_mean
+from ..config.schema import message_class
+from ..files import write_files
+from ..float32 import shortest
+from ..suggest import did_you_mean
+from .checks import RecordTarget, check_record, mistake
+from .layer import FLOATS, REPEATED, LayerRecord
 
 logger = logging.getLogger(__name__)
 
