@@ -18,11 +18,12 @@ from .export.deploy import DeployWriter
 from .export.fake_quant import FakeQuantWriter
 from .export.integer_ir import describe, weight_channels_first
 from .export.model_file import load_model, model_files
-from .export.placement import fold_pad, rewrite
+from .export.placement import rewrite
 from .files import check_file_name, check_save_path, check_writable, write_files
 from .graph.capture import Capture, capture
 from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
 from .graph.options import DynamicAxes, ExportOptions, split_input_data
+from .graph.padding import fold_pad
 from .graph.site import LAYER_OPS, Site, UnsupportedSiteError, locate
 from .layers.base import check_not_processed
 from .records import OpType, Records, RecordTarget
@@ -134,6 +135,11 @@ def quantize_model(
         check_writable(path)
 
     model = _copy(model)
+    if model.training:
+        logger.warning(
+            "the model is in training mode: calibration will see dropout and the statistics of "
+            "batches, which the exported model does not have; call model.eval() first"
+        )
     captured, facts = _capture(model, input_data, options)
     config = QuantConfig.load(config_file, facts)
     _check_offered(config)
@@ -184,7 +190,8 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
         records.validate({name: _target(site) for name, site in sites.items()})
         chosen = {name: site for name, site in sites.items() if name in records}
         for site in chosen.values():
-            fold_pad(site)
+            if site.node.op_type == "AveragePool":
+                fold_pad(site.node)
         layers = [
             (site, describe(name, site, records[name]))
             for name, site in chosen.items()

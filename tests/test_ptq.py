@@ -180,6 +180,49 @@ def test_a_layer_at_the_graph_output_gives_its_name_to_the_dequantization(tmp_pa
     assert [o.name for o in flow.deploy.graph.output] == ["logits"]
 
 
+class Leftovers(nn.Module):
+    """One value as two outputs, a BatchNorm that is not folded, a Pad written for a pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.conv2 = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 2, padding="same")
+        self.bn1, self.bn2 = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        y = self.conv2(self.pool(nn.functional.pad(self.bn1(x) * self.bn2(x), (1, 1, 1, 1))))
+        return y, y
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_all_forms_of_an_untidy_model_agree(tmp_path, opset):
+    torch.manual_seed(0)
+    model, x = Leftovers().eval(), torch.randn(2, 1, 8, 8)
+    flow = ptq(tmp_path, model, [x], opset_version=opset, input_names=["x"])
+    onnx.checker.check_model(flow.fake_quant, full_check=True)
+    result = flow.run_fake_quant(x)
+    for exact in run_deploy(flow.deploy, {"x": x.numpy()}).values():
+        np.testing.assert_allclose(exact, result, rtol=1e-5, atol=1e-6)
+    for simulated in amct.simulate_model(flow.calibrated, flow.record_file)(x):
+        np.testing.assert_allclose(simulated.numpy(), result, rtol=1e-5, atol=1e-6)
+    for graph in (flow.deploy.graph, flow.fake_quant.graph):
+        assert not any(node.op_type == "Pad" for node in graph.node)
+        read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+        assert all(read.intersection(node.output) for node in graph.node)
+
+
+def test_a_model_in_training_mode_is_told_and_keeps_its_modes(tmp_path, caplog):
+    model, batches = example("digits")
+    model.train()
+    model.stem[1].eval()
+    flow = ptq(tmp_path, model, batches)
+    assert "the model is in training mode" in caplog.text
+    assert isinstance(flow.calibrated.stem[1], nn.Identity)  # folded
+    assert flow.calibrated.training
+    assert not flow.calibrated.stem[1].training
+
+
 def test_layers_that_run_twice_stay_float(tmp_path, caplog):
     class Twice(nn.Module):
         def __init__(self):

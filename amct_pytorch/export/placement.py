@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import onnx_ir as ir
 
-from ..graph.site import Site, constant_of
+from ..graph.site import Site
 from .integer_ir import IntegerLayer
 
 
@@ -56,12 +55,13 @@ def _take_over(graph: ir.Graph, site: Site, real: ir.Value) -> None:
     for consumer, index in list(raw.uses()):
         if consumer not in chain:
             consumer.replace_input_with(index, real)
-    for index, output in enumerate(graph.outputs):
-        if output is raw:
-            producer = raw.producer()
-            assert producer is not None
-            real.name, raw.name = raw.name, f"{producer.name}_output0"
-            graph.outputs[index] = real
+    if raw.is_graph_output():
+        producer = raw.producer()
+        assert producer is not None
+        real.name, raw.name = raw.name, f"{producer.name}_output0"
+        for index, output in enumerate(graph.outputs):
+            if output is raw:
+                graph.outputs[index] = real
 
 
 def _nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node]:
@@ -83,38 +83,3 @@ def free_name(graph: ir.Graph, name: str) -> str:
         number += 1
         unique = f"{name}{number}"
     return unique
-
-
-def fold_pad(site: Site) -> None:
-    """Moves a zero Pad in front of an AveragePool into its `pads`, so that nothing stands between.
-
-    The exporter writes such a Pad for count_include_pad=True. With ceil_mode the two forms differ
-    at the border; then the Pad stays, and quantization goes between it and the pooling.
-    """
-    node, pad = site.node, site.input.producer()
-    if node.op_type != "AveragePool" or pad is None or pad.op_type != "Pad" or not _plain(node):
-        return
-    pads = constant_of(pad.inputs[1]) if len(pad.inputs) > 1 else None
-    fill = constant_of(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] else np.zeros(1)
-    mode = pad.attributes.get("mode")
-    if pads is None or fill is None or np.any(fill != 0):
-        return
-    if mode is not None and mode.as_string() != "constant":
-        return
-    amounts = [int(v) for v in pads.reshape(-1)]
-    rank = len(amounts) // 2
-    begin, end = amounts[:rank], amounts[rank:]
-    if any(begin[:2]) or any(end[:2]) or min(amounts) < 0 or len(pad.outputs[0].uses()) != 1:
-        return
-    if pad.outputs[0].is_graph_output() or pad.inputs[0] is None:
-        return
-    node.attributes["pads"] = ir.AttrInt64s("pads", begin[2:] + end[2:])
-    node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
-    node.replace_input_with(0, pad.inputs[0])
-    if pad.graph is not None:
-        pad.graph.remove(pad, safe=True)
-
-
-def _plain(pool: ir.Node) -> bool:
-    pads, ceil = pool.attributes.get("pads"), pool.attributes.get("ceil_mode")
-    return not (pads is not None and any(pads.as_ints())) and not (ceil and ceil.as_int())

@@ -105,6 +105,26 @@ def _padded(x: torch.Tensor, pads: list[int] | None) -> torch.Tensor:
     return F.pad(x, pairs)
 
 
+class BatchNormalization(OpRun):
+    """In inference form at every opset: onnx's own normalizes by the batch before opset 14."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        bias: Array,
+        mean: Array,
+        var: Array,
+        epsilon: float = 1e-5,
+        **_: Any,
+    ) -> tuple[Array]:
+        per_channel = [v.reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias, mean, var)]
+        scale, bias, mean, var = per_channel
+        return ((scale * (x - mean) / np.sqrt(var + epsilon) + bias).astype(x.dtype),)
+
+
 class Conv(_IntegerOp):
     def _run(
         self,
@@ -204,6 +224,7 @@ class AveragePool(_IntegerOp):
 _OPS: list[type[OpRun]] = [
     AscendQuant,
     AscendDequant,
+    BatchNormalization,
     Conv,
     ConvTranspose,
     Gemm,

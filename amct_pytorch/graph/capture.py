@@ -32,9 +32,10 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-from .attention import plain_attention
 from .capture_error import explain
 from .options import ExportOptions, split_input_data
+from .padding import fold_pad, write_out_padding
+from .plain import plain_operations
 
 FIRST_DYNAMO_OPSET = 18
 # A protobuf message ends at 2 GiB: above this many parameter bytes the export goes through files.
@@ -64,14 +65,16 @@ def capture(
     watch = _Watch.of(model, of_interest)
     dynamo = options.opset_version >= FIRST_DYNAMO_OPSET
     try:
-        with watch.hooks(), _quiet(), _without_fused_attention():
+        with watch.hooks(), _evaluating(model), _quiet(), plain_operations(options.opset_version):
             export = _export_dynamo if dynamo else _export_torchscript
             exported = export(model, args, kwargs, options)
     except Exception as error:
         raise RuntimeError(explain(error, model, args, kwargs)) from error
     nodes = watch.nodes_by_metadata(exported) if dynamo else watch.nodes_by_scope(exported)
     _separate_equal_initializers(exported.graph)
-    _write_out_padding(exported.graph)
+    write_out_padding(exported.graph)
+    _fold_own_padding(nodes)
+    _drop_exporter_notes(exported)
     with _quiet():
         common.ShapeInferencePass()(exported)
         fold_constants(exported, onnx_shape_inference=False)
@@ -101,7 +104,7 @@ def _export_torchscript(
     inputs = (*args, *kwargs.values())
     if inputs and isinstance(inputs[-1], dict):
         inputs = (*inputs, {})  # else it would be taken for keyword arguments
-    with _positional(model, len(args), list(kwargs)), plain_attention(options.opset_version):
+    with _positional(model, len(args), list(kwargs)):
         return _run_torchscript(model, inputs, arguments)
 
 
@@ -146,6 +149,8 @@ def _positional(model: nn.Module, count: int, keywords: list[str]) -> Iterator[N
 def _export_dynamo(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: ExportOptions
 ) -> ir.Model:
+    if not kwargs and args and isinstance(args[-1], dict):
+        args = (*args, {})  # else it would be taken for keyword arguments
     program = torch.onnx.export(
         model,
         args,
@@ -167,6 +172,19 @@ def _list(names: Sequence[str] | None) -> list[str] | None:
 
 
 @contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, as it is deployed; an exporter restores one mode for all."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporters' own warnings and notes from the user: none asks for an action."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
@@ -182,17 +200,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, level in zip(loggers, levels, strict=True):
                 log.setLevel(level)
-
-
-@contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    """Attention in its plain operations: the fused inference kernel has no ONNX form."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 # ---- which nodes belong to which module ----
@@ -231,7 +238,8 @@ class _Watch:
 
         with ExitStack() as stack:
             for module in self.names:
-                pre = module.register_forward_pre_hook(before)
+                # Around the module's own hooks: what those compute belongs to the module too.
+                pre = module.register_forward_pre_hook(before, prepend=True)
                 post = module.register_forward_hook(after, always_call=True)
                 stack.callback(pre.remove)
                 stack.callback(post.remove)
@@ -292,19 +300,18 @@ def _separate_equal_initializers(graph: ir.Graph) -> None:
         graph.register_initializer(own)
 
 
-def _write_out_padding(graph: ir.Graph) -> None:
-    """Gives convolutions exported with auto_pad their pads: runtimes refuse it with dilation."""
-    for node in graph:
-        auto_pad = node.attributes.get("auto_pad")
-        if node.op_type != "Conv" or auto_pad is None or auto_pad.as_string() != "SAME_UPPER":
-            continue
-        strides, dilations = node.attributes.get("strides"), node.attributes.get("dilations")
-        kernel = node.attributes["kernel_shape"].as_ints()
-        if strides is not None and set(strides.as_ints()) != {1}:
-            continue
-        spread = dilations.as_ints() if dilations is not None else [1] * len(kernel)
-        total = [d * (k - 1) for d, k in zip(spread, kernel, strict=True)]
-        begin = [t // 2 for t in total]
-        end = [t - b for t, b in zip(total, begin, strict=True)]
-        del node.attributes["auto_pad"]
-        node.attributes["pads"] = ir.AttrInt64s("pads", begin + end)
+def _fold_own_padding(nodes: dict[str, list[ir.Node]]) -> None:
+    """Takes the Pad that is written for padding="same" into the convolution it belongs to."""
+    for own in nodes.values():
+        for node in own:
+            source = node.inputs[0] if node.op_type == "Conv" else None
+            if source is not None and source.producer() in own:
+                fold_pad(node)
+
+
+def _drop_exporter_notes(model: ir.Model) -> None:
+    """Removes what the newer exporter notes in every node: among it lines and paths of the user."""
+    for item in (model, model.graph, *model.graph, *model.graph.initializers.values()):
+        item.metadata_props.clear()
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        value.metadata_props.clear()

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..capability import kind_of
 from .capture import Capture
-from .site import UnsupportedSiteError, locate
+from .site import UnsupportedSiteError, is_shared, locate
 
 MAIN_OPS = {
     "Conv1d": ("Conv",),
@@ -120,8 +120,9 @@ def _module_reason(module: nn.Module, kind: str) -> str | None:
         return f"it has padding_mode {padding_mode!r}, only 'zeros' can be quantized"
     if kind == "Conv3d" and module.dilation[0] != 1:  # type: ignore[index]
         return f"it has dilation {module.dilation}, the first entry must be 1"
-    if kind != "AvgPool2d" and "weight" not in module._parameters:
-        return "its weight is parametrized, not a plain parameter"
+    for key in () if kind == "AvgPool2d" else ("weight", "bias"):
+        if key not in module._parameters:
+            return f"its {key} is parametrized, not a plain parameter"
     return None
 
 
@@ -143,6 +144,8 @@ def _node_reason(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node])
     rank = None if site.input.shape is None else len(site.input.shape)
     if kind == "Linear" and rank is not None and not 2 <= rank <= 4:
         return f"it is called on inputs of {rank} dimensions, not 2 to 4"
+    if is_shared(node.inputs[1]):
+        return "its weight is also used elsewhere in forward"
     weight = module.weight.detach().cpu()  # type: ignore[operator]
     expected = weight.T if kind == "Linear" else weight
     if site.weight.shape != tuple(expected.shape):

@@ -118,6 +118,18 @@ def constant_of(value: ir.Value | None) -> Array | None:
     return None
 
 
+def is_shared(value: ir.Value | None) -> bool:
+    """Whether a constant has other readers, here or before the Identity and Transpose it passes."""
+    if value is None:
+        return False
+    if len(value.uses()) > 1 or value.is_graph_output():
+        return True
+    producer = value.producer()
+    if producer is None or producer.op_type not in ("Identity", "Transpose"):
+        return False
+    return is_shared(producer.inputs[0])
+
+
 def new_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Registers `array` under `name`, or under the first free `name_2`, `name_3`, ..."""
     unique, number = name, 1

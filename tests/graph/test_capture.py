@@ -1,10 +1,14 @@
 """Which nodes belong to which module, whatever the exporter names them."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from amct_pytorch.graph.capture import capture
@@ -90,6 +94,39 @@ def test_equal_but_separate_weights_are_not_shared():
     assert reasons(model, torch.randn(1, 3)) == {"0": None, "1": None}
 
 
+class Reading(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3)
+
+    def forward(self, x):
+        return self.b(nn.functional.conv2d(self.a(x), self.a.weight))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_a_weight_that_forward_uses_twice_is_shared_too(opset):
+    assert reasons(Reading(), torch.randn(1, 1, 9, 9), opset) == {
+        "a": "its weight is also used elsewhere in forward",
+        "b": None,
+    }
+
+
+def parametrized(name):
+    class Twice(nn.Module):
+        def forward(self, value):
+            return value * 2
+
+    layer = nn.Linear(4, 4)
+    nn.utils.parametrize.register_parametrization(layer, name, Twice())
+    return layer
+
+
+def hooked(register, hook):
+    layer = nn.Conv2d(1, 1, 1)
+    getattr(layer, register)(hook)
+    return layer
+
+
 class Doubling(nn.Conv2d):
     def forward(self, x):
         return super().forward(x * 2)
@@ -125,11 +162,37 @@ class Plain(nn.Conv2d):
             torch.randn(2, 4),
             "its weight is parametrized, not a plain parameter",
         ),
+        (
+            parametrized("bias"),
+            torch.randn(2, 4),
+            "its bias is parametrized, not a plain parameter",
+        ),
+        (
+            hooked("register_forward_pre_hook", lambda module, args: (args[0] * 2,)),
+            torch.randn(1, 1, 4, 4),
+            "its forward runs Mul before Conv",
+        ),
+        (
+            hooked("register_forward_hook", lambda module, args, output: output.relu()),
+            torch.randn(1, 1, 4, 4),
+            "its forward runs Relu after Conv",
+        ),
+        (hooked("register_forward_hook", lambda *_: None), torch.randn(1, 1, 4, 4), None),
+        (
+            nn.AvgPool2d(2, divisor_override=3),
+            torch.randn(1, 1, 4, 4),
+            "its forward runs Mul after AveragePool",
+        ),
+        (nn.Conv2d(1, 1, 2, padding="same"), torch.randn(1, 1, 4, 4), None),
     ],
-    ids=["subclass", "own forward", "circular", "dilation", "unbatched", "vector", "weight norm"],
+    ids=[
+        *("subclass", "own forward", "circular", "dilation", "unbatched", "vector", "weight norm"),
+        *("bias", "pre-hook", "hook", "idle hook", "divisor", "same"),
+    ],
 )
-def test_reason(layer, x, reason):
-    assert reasons(nn.Sequential(layer), x) == {"0": reason}
+@pytest.mark.parametrize("opset", [13, 18])
+def test_reason(layer, x, reason, opset):
+    assert reasons(nn.Sequential(layer), x, opset) == {"0": reason}
 
 
 @pytest.mark.parametrize("opset", OPSETS)
@@ -207,3 +270,46 @@ def test_two_models_at_once(opset):
         models = [nn.Sequential(Slow(4, 4)) for _ in range(2)]
         found = list(threads.map(lambda m: reasons(m, torch.ones(1, 4), opset), models))
     assert found == [{"0": None}] * 2
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_capture_shows_evaluation_mode_and_restores_each_mode(opset):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(), nn.BatchNorm2d(2))
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    options = ExportOptions(opset_version=opset)
+    graph = capture(model, torch.randn(2, 1, 4, 4), options, is_of_interest).model.graph
+    assert [module.training for module in model.modules()] == modes
+    assert [node.op_type for node in graph] == ["Conv", *["BatchNormalization"] * 2]
+    assert not any(len(node.outputs) > 1 for node in graph)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_divisor_of_its_own_reaches_the_graph(opset, padding):
+    layer = nn.AvgPool2d((3, 2), padding=padding, count_include_pad=False, divisor_override=4)
+    x, options = torch.randn(1, 2, 6, 6), ExportOptions(opset_version=opset)
+    model = capture(nn.Sequential(layer).eval(), x, options, is_of_interest).model
+    result = ReferenceEvaluator(ir.to_proto(model)).run(
+        None, {model.graph.inputs[0].name: x.numpy()}
+    )
+    np.testing.assert_allclose(result[0], layer(x).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_dict_is_an_argument_before_empty_keywords(opset):
+    class Entry(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, inputs):
+            return self.fc(inputs["x"])
+
+    assert reasons(Entry(), ({"x": torch.randn(2, 4)}, {}), opset) == {"fc": None}
+
+
+def test_the_graph_has_no_notes_about_the_users_files():
+    options = ExportOptions(opset_version=18)
+    model = capture(Confusing().eval(), torch.randn(2, 1, 32, 32), options, is_of_interest).model
+    assert os.path.dirname(__file__).encode() not in ir.to_proto(model).SerializeToString()
