@@ -99,6 +99,19 @@ def test_modified_model_is_valid_and_named_by_layer(tmp_path):
     assert not any(node.op_type == "BatchNormalization" for node in flow.modified.graph.node)
 
 
+def test_layers_left_float_agree_too(tmp_path):
+    model, batches = example("digits")
+    flow = ptq(
+        tmp_path, model, batches, config_options={"skip_layers": ["stem.0", "up"]}, **DYNAMIC
+    )
+    result = flow.run_fake_quant(batches[0])
+    exact = run_deploy(flow.deploy, {"x": batches[0].numpy()})["y"]
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)(batches[0]).numpy()
+    np.testing.assert_allclose(exact, result, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(simulated, result, rtol=1e-5, atol=1e-5)
+    assert "stem.0.quant" not in {node.name for node in flow.deploy.graph.node}
+
+
 def test_the_users_options_are_untouched(tmp_path):
     options = copy.deepcopy(DYNAMIC)
     ptq(tmp_path, *example("digits"), **options)

@@ -52,6 +52,21 @@ def _mark_integer_nodes(model: ir.Model) -> None:
 class _IntegerOp(OpRun):
     op_domain = DOMAIN
 
+    def _result(self, y: torch.Tensor, x: Array) -> tuple[Array]:
+        """The sums as the hardware holds them; OverflowError beyond int32."""
+        if y.numel() and float(y.abs().max()) > 2**31 - 1:
+            raise OverflowError("a sum of products leaves the int32 accumulator")
+        return (y.numpy().astype(np.int32),)
+
+
+class _FloatOp(OpRun):
+    """Turns an integer layer into one that stayed float: onnx knows no transposed groups."""
+
+    op_domain = ""
+
+    def _result(self, y: torch.Tensor, x: Array) -> tuple[Array]:
+        return (y.numpy().astype(x.dtype),)
+
 
 class AscendQuant(_IntegerOp):
     def _run(self, x: Array, scale: float, offset: float, dst_type: str) -> tuple[Array]:
@@ -88,13 +103,6 @@ def _unpacked(weight: Array, axis: int, channels: int) -> torch.Tensor:
 
 def _bias(bias: Array | None) -> torch.Tensor | None:
     return None if bias is None else torch.from_numpy(bias.astype(np.float64))
-
-
-def _accumulator(y: torch.Tensor) -> tuple[Array]:
-    """The sums as the hardware holds them; OverflowError beyond int32."""
-    if y.numel() and float(y.abs().max()) > 2**31 - 1:
-        raise OverflowError("a sum of products leaves the int32 accumulator")
-    return (y.numpy().astype(np.int32),)
 
 
 def _padded(x: torch.Tensor, pads: list[int] | None) -> torch.Tensor:
@@ -144,7 +152,7 @@ class Conv(_IntegerOp):
         w = _unpacked(weight, 1, x.shape[1] // groups)
         conv = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
         y = conv(codes, w, _bias(bias), strides or 1, 0, dilations or 1, groups)
-        return _accumulator(y)
+        return self._result(y, x)
 
 
 class ConvTranspose(_IntegerOp):
@@ -177,7 +185,7 @@ class ConvTranspose(_IntegerOp):
             group or 1,
             dilations or 1,
         )
-        return _accumulator(y)
+        return self._result(y, x)
 
 
 class Gemm(_IntegerOp):
@@ -187,13 +195,13 @@ class Gemm(_IntegerOp):
         y = _codes(x, x_offset) @ _unpacked(weight, 0, x.shape[-1])
         if bias is not None:
             y = y + torch.from_numpy(bias.astype(np.float64))
-        return _accumulator(y)
+        return self._result(y, x)
 
 
 class MatMul(_IntegerOp):
     def _run(self, x: Array, weight: Array, x_offset: float = 0.0) -> tuple[Array]:
         y = _codes(x, x_offset) @ _unpacked(weight, 0, x.shape[-1])
-        return _accumulator(y)
+        return self._result(y, x)
 
 
 class AveragePool(_IntegerOp):
@@ -230,4 +238,5 @@ _OPS: list[type[OpRun]] = [
     Gemm,
     MatMul,
     AveragePool,
+    *(type(op.__name__, (_FloatOp, op), {}) for op in (Conv, ConvTranspose)),
 ]
