@@ -1,0 +1,49 @@
+"""Large models keep their tensors in one file beside them."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from models import example
+from ptq_flow import ptq
+
+from amct_pytorch.export import model_file
+from amct_pytorch.export.verify import run_deploy
+from amct_pytorch.graph import exporters
+
+FORMS = ("modified", "out_deploy_model", "out_fake_quant_model")
+
+
+@pytest.fixture
+def flow(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_file, "EXTERNAL_DATA_LIMIT", 1000)
+    monkeypatch.setattr(exporters, "IN_MEMORY_LIMIT", 1000)
+    model, batches = example("digits")
+    flow = ptq(tmp_path, model, batches, input_names=["x"], output_names=["y"])
+    flow.batch = batches[0].numpy()
+    return flow
+
+
+def test_one_file_of_data_for_each_model(flow):
+    names = {path.name for path in flow.folder.iterdir()}
+    assert names == {"config.json", "record.txt"} | {
+        f"{form}.onnx{end}" for form in FORMS for end in ("", ".data")
+    }
+
+
+def test_the_models_run_from_their_folder(flow, tmp_path_factory, monkeypatch):
+    path = str(flow.folder / "out_fake_quant_model.onnx")
+    onnx.checker.check_model(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": flow.batch})
+    exact = run_deploy(str(flow.folder / "out_deploy_model.onnx"), {"x": flow.batch})["y"]
+    np.testing.assert_allclose(exact, result, rtol=1e-5, atol=1e-5)
+    monkeypatch.undo()  # the ordinary limits: everything in one file
+    ordinary = ptq(tmp_path_factory.mktemp("ordinary"), *example("digits"), output_names=["y"])
+    np.testing.assert_array_equal(ordinary.run_fake_quant(example("digits")[1][0]), result)
+
+
+def test_missing_data_is_named(flow):
+    (flow.folder / "modified.onnx.data").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="modified.onnx"):
+        flow.save()
