@@ -27,7 +27,13 @@ def test_remedy(module, content, reason, tmp_path):
     binary.unlink()
     if content is not None:
         binary.write_bytes(content)
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import amct_pytorch"
+    # An editable install would find the module that is missing in the copy.
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "kept = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]; "
+        "sys.meta_path[:] = kept; "
+        "import amct_pytorch"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
     )
