@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 from typing import Any, cast
@@ -32,6 +33,9 @@ from .transforms.insert import RecordKeeper, insert_calibration, keep_record
 from .transforms.quantize_weights import quantize_weights
 
 logger = logging.getLogger(__name__)
+
+# The key under which the modified ONNX model names the layers to quantize.
+QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
 
 
 def create_quant_config(
@@ -149,6 +153,7 @@ def quantize_model(
     layers = {name: config.enabled[name] for name in facts.layers if name in config.enabled}
     weights = quantize_weights(model, captured, facts, layers, config.fakequant_precision_mode)
     _name_nodes(captured, facts)
+    captured.model.metadata_props[QUANTIZED_LAYERS] = json.dumps(list(layers))
     calibration = insert_calibration(model, layers, config.batch_num)
     keeper = RecordKeeper(os.path.abspath(record_file), weights, calibration)
     keep_record(model, keeper)
@@ -186,6 +191,7 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
     for form, writer in (("deploy", DeployWriter()), ("fake_quant", FakeQuantWriter())):
         exported = load_model(modfied_onnx_file)
         ShapeInferencePass()(exported)
+        configured = json.loads(exported.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
         sites = _sites(exported)
         records.validate({name: _target(site) for name, site in sites.items()})
         chosen = {name: site for name, site in sites.items() if name in records}
@@ -199,6 +205,12 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
         ]
         rewrite(exported, layers, writer)
         files.update(model_files(exported, paths[form]))
+    if missing := [name for name in configured if name not in records]:
+        logger.warning(
+            "%s has no factors for %s: left float (if the file was cut off, calibrate again)",
+            record_file,
+            ", ".join(missing),
+        )
     write_files(files)
 
 

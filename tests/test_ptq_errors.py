@@ -319,6 +319,16 @@ def test_damaged_record(files, model, damage):
     assert files.content() == before
 
 
+def test_a_record_cut_between_two_layers_is_told(files, model, caplog):
+    files.create(model)
+    files.quantize(model)(X)
+    text = Path(files.record).read_text()
+    Path(files.record).write_text(text[: text.index("record {", 1)])
+    files.save()
+    assert "record.txt has no factors for 3: left float" in caplog.text
+    assert ptq_nodes(files.out + "_deploy_model.onnx") == ["0.quant"]
+
+
 def test_a_record_of_another_model(files, model):
     files.create(model)
     files.quantize(model)(X)
