@@ -100,6 +100,7 @@ class CalibratedLayer(AmctLayer):
                 "below what a scale can express"
             )
             self.calibration.left_float[self.name] = reason
-            logger.warning("%s is left float: %s", self.name, reason)
+            text = "%s is left float: %s (its weights stay rounded; skip it to keep them exact)"
+            logger.warning(text, self.name, reason)
         else:
             self.calibration.factors[self.name] = factors
