@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 # Serialized models above this many bytes get external data (protobuf ends at 2 GiB).
 EXTERNAL_DATA_LIMIT = 2_000_000_000
+# Smaller tensors stay inside: shape inference reads axes and shapes, and not from another file.
+SMALLEST_EXTERNAL = 256
 
 
 def load_model(path: str) -> ir.Model:
@@ -33,7 +35,7 @@ def load_model(path: str) -> ir.Model:
 
 
 def model_files(model: ir.Model, path: str) -> dict[str, bytes]:
-    """The contents of `path` and, above the limit, of `<path>.data` with all tensors."""
+    """The contents of `path` and, above the limit, of `<path>.data` with its tensors."""
     proto_bytes = sum(v.const_value.nbytes for v in _tensors(model) if v.const_value is not None)
     if proto_bytes <= EXTERNAL_DATA_LIMIT:
         proto = ir.to_proto(model)
@@ -41,7 +43,9 @@ def model_files(model: ir.Model, path: str) -> dict[str, bytes]:
             return {path: proto.SerializeToString(deterministic=True)}
     data_name = f"{os.path.basename(path)}.data"
     with tempfile.TemporaryDirectory() as folder:
-        ir.external_data.unload_from_model(model, folder, data_name)
+        ir.external_data.unload_from_model(
+            model, folder, data_name, size_threshold_bytes=SMALLEST_EXTERNAL
+        )
         proto = ir.to_proto(model)
         with open(os.path.join(folder, data_name), "rb") as file:
             data = file.read()

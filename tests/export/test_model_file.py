@@ -4,8 +4,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from models import example
 from ptq_flow import ptq
+from torch import nn
 
 from amct_pytorch.export import model_file
 from amct_pytorch.export.verify import run_deploy
@@ -47,3 +49,20 @@ def test_missing_data_is_named(flow):
     (flow.folder / "modified.onnx.data").unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="modified.onnx"):
         flow.save()
+
+
+def test_small_tensors_stay_where_shape_inference_reads_them(tmp_path, monkeypatch):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.fc(x).mean((1, 2))
+
+    monkeypatch.setattr(model_file, "EXTERNAL_DATA_LIMIT", 1000)
+    ptq(tmp_path, Pooled().eval(), [torch.randn(2, 3, 4, 32)], opset_version=18)
+    assert (tmp_path / "out_fake_quant_model.onnx.data").exists()
+    path = str(tmp_path / "out_fake_quant_model.onnx")
+    onnx.checker.check_model(path, full_check=True)
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
