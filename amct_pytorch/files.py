@@ -76,6 +76,20 @@ def check_writable(path: str) -> None:
         raise type(error)(error.errno, text, path) from None
 
 
+def check_distinct(**paths: str) -> None:
+    """Raises ValueError, naming both arguments, if two of `paths` lead to one file.
+
+    >>> check_distinct(config_file="config.json", record_file="./config.json")
+    Traceback (most recent call last):
+    ValueError: record_file: './config.json' is config_file; choose another path
+    """
+    seen: dict[str, str] = {}
+    for argument, path in paths.items():
+        first = seen.setdefault(os.path.realpath(path), argument)
+        if first != argument:
+            raise ValueError(f"{argument}: {path!r} is {first}; choose another path")
+
+
 def write_files(files: Mapping[str, bytes | str], *, warn_replaced: bool = True) -> None:
     """Writes every file, or none: on any failure what was there before is there again.
 

@@ -20,7 +20,7 @@ from .export.fake_quant import FakeQuantWriter
 from .export.integer_ir import describe, weight_channels_first
 from .export.model_file import load_model, model_files
 from .export.placement import rewrite
-from .files import check_file_name, check_save_path, check_writable, write_files
+from .files import check_distinct, check_file_name, check_save_path, check_writable, write_files
 from .graph.capture import Capture, capture
 from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
 from .graph.options import DynamicAxes, ExportOptions, split_input_data
@@ -130,6 +130,9 @@ def quantize_model(
     check_file_name(config_file, "config_file", empty=IsADirectoryError)
     check_file_name(modfied_onnx_file, "modfied_onnx_file")
     check_file_name(record_file, "record_file")
+    check_distinct(
+        config_file=config_file, modfied_onnx_file=modfied_onnx_file, record_file=record_file
+    )
     options = ExportOptions(input_names, output_names, dynamic_axes, opset_version)
     if not os.path.exists(config_file):
         raise FileNotFoundError(
@@ -184,6 +187,7 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
             f"modfied_onnx_file {modfied_onnx_file!r} is missing; it is written by quantize_model"
         )
     paths = {form: _output_path(save_path, form) for form in ("deploy", "fake_quant")}
+    check_distinct(modfied_onnx_file=modfied_onnx_file, record_file=record_file, **paths)
     for path in paths.values():
         check_writable(path)
     records = Records.load(record_file)

@@ -175,6 +175,20 @@ def test_config_file_without_a_name(model, name):
         amct.quantize_model(name, "m.onnx", "r.txt", model, X)
 
 
+def test_one_path_for_two_files(files, model):
+    files.create(model)
+    before = files.content()
+    for modified, record in ((files.config, files.record), (files.modified, files.modified)):
+        with pytest.raises(ValueError, match="choose another path"):
+            amct.quantize_model(files.config, modified, record, model, X)
+    assert files.content() == before
+    os.rename(files.config, files.folder / "config")
+    modified = f"{files.out}_deploy_model.onnx"
+    amct.quantize_model(str(files.folder / "config"), modified, files.record, model, X)(X)
+    with pytest.raises(ValueError, match="deploy.*is modfied_onnx_file"):
+        amct.save_model(modified, files.record, files.out)
+
+
 def test_missing_config(files, model):
     with pytest.raises(FileNotFoundError, match="create_quant_config"):
         files.quantize(model)
