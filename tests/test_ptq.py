@@ -193,6 +193,15 @@ def test_a_layer_at_the_graph_output_gives_its_name_to_the_dequantization(tmp_pa
     assert [o.name for o in flow.deploy.graph.output] == ["logits"]
 
 
+def test_float_layers_between_quantized_ones_are_executed(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(1, 2, 2), nn.ConvTranspose3d(2, 2, 2, 2), nn.Conv3d(2, 1, 1))
+    x = torch.randn(1, 1, 4, 4, 4)
+    flow = ptq(tmp_path, model.eval(), [x], input_names=["x"], output_names=["y"])
+    exact = run_deploy(flow.deploy, {"x": x.numpy()})["y"]
+    np.testing.assert_allclose(exact, flow.run_fake_quant(x), rtol=1e-5, atol=1e-6)
+
+
 class Leftovers(nn.Module):
     """One value as two outputs, a BatchNorm that is not folded, a Pad written for a pooling."""
 

@@ -173,7 +173,7 @@ class ConvTranspose(_IntegerOp):
     ) -> tuple[Array]:
         rank = x.ndim - 2
         w = _unpacked(weight, 0, x.shape[1])
-        deconv = (F.conv_transpose1d, F.conv_transpose2d)[rank - 1]
+        deconv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
         padding = (pads or [0] * 2 * rank)[:rank]
         y = deconv(
             _codes(x, x_offset),
