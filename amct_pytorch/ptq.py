@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 import os
-from typing import Any, cast
+from typing import Any
 
-import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 from torch import nn
 
-from .capability import kind_of
 from .config.ptq import QuantConfig
 from .config.simplified import load_simplified
-from .export.deploy import DeployWriter
-from .export.fake_quant import FakeQuantWriter
-from .export.integer_ir import describe, weight_channels_first
+from .export.graphs import graph_files, model_paths
 from .export.model_file import load_model, model_files
-from .export.placement import rewrite
 from .files import check_distinct, check_file_name, check_save_path, check_writable, write_files
-from .graph.capture import Capture, capture
-from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
-from .graph.options import DynamicAxes, ExportOptions, split_input_data
-from .graph.padding import fold_pad
-from .graph.site import LAYER_OPS, Site, UnsupportedSiteError, locate
-from .layers.base import check_not_processed
-from .records import OpType, Records, RecordTarget
-from .transforms.fuse_bn import fuse_batch_norms
-from .transforms.insert import RecordKeeper, insert_calibration, keep_record
-from .transforms.quantize_weights import quantize_weights
+from .graph.facts import ModelFacts
+from .graph.options import DynamicAxes, ExportOptions
+from .records import Records
+from .steps import (
+    capture_model,
+    check_types,
+    copy_model,
+    modified_graph,
+    prepare,
+    start_calibration,
+)
+from .transforms.insert import RecordKeeper, keep_record
 
 logger = logging.getLogger(__name__)
-
-# The key under which the modified ONNX model names the layers to quantize.
-QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
 
 
 def create_quant_config(
@@ -77,7 +68,7 @@ def create_quant_config(
     check_file_name(config_file, "config_file", empty=IsADirectoryError)
     check_writable(config_file)
     options = ExportOptions(opset_version=opset_version)
-    _, facts = _capture(_copy(model, required=False), input_data, options)
+    _, facts = capture_model(copy_model(model, required=False), input_data, options)
     if config_defination is None:
         config = QuantConfig.generate(facts, skip_layers, batch_num, activation_offset)
     else:
@@ -141,28 +132,18 @@ def quantize_model(
     for path in (modfied_onnx_file, record_file):
         check_writable(path)
 
-    model = _copy(model)
+    model = copy_model(model)
     if model.training:
         logger.warning(
             "the model is in training mode: calibration will see dropout and the statistics of "
             "batches, which the exported model does not have; call model.eval() first"
         )
-    captured, facts = _capture(model, input_data, options)
-    config = QuantConfig.load(config_file, facts)
-    _check_offered(config)
-    if config.do_fusion:
-        fuse_batch_norms(model, captured, facts, config.skip_fusion_layers)
-    # In the order of the modules, which is the order of the record file.
-    layers = {name: config.enabled[name] for name in facts.layers if name in config.enabled}
-    weights = quantize_weights(model, captured, facts, layers, config.fakequant_precision_mode)
-    _name_nodes(captured, facts)
-    captured.model.metadata_props[QUANTIZED_LAYERS] = json.dumps(list(layers))
-    calibration = insert_calibration(model, layers, config.batch_num)
+    prepared = prepare(config_file, model, input_data, options)
+    weights, calibration = start_calibration(model, prepared, prepared.layers)
+    modified = modified_graph(prepared, model, prepared.layers)
     keeper = RecordKeeper(os.path.abspath(record_file), weights, calibration)
     keep_record(model, keeper)
-    write_files(
-        {**model_files(captured.model, modfied_onnx_file), record_file: keeper.records().dumps()}
-    )
+    write_files({**model_files(modified, modfied_onnx_file), record_file: keeper.records().dumps()})
     return model
 
 
@@ -186,140 +167,15 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
         raise ValueError(
             f"modfied_onnx_file {modfied_onnx_file!r} is missing; it is written by quantize_model"
         )
-    paths = {form: _output_path(save_path, form) for form in ("deploy", "fake_quant")}
+    paths = model_paths(save_path)
     check_distinct(modfied_onnx_file=modfied_onnx_file, record_file=record_file, **paths)
     for path in paths.values():
         check_writable(path)
     records = Records.load(record_file)
-    files: dict[str, bytes] = {}
-    for form, writer in (("deploy", DeployWriter()), ("fake_quant", FakeQuantWriter())):
-        exported = load_model(modfied_onnx_file)
-        ShapeInferencePass()(exported)
-        configured = json.loads(exported.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
-        sites = _sites(exported)
-        records.validate({name: _target(site) for name, site in sites.items()})
-        chosen = {name: site for name, site in sites.items() if name in records}
-        for site in chosen.values():
-            if site.node.op_type == "AveragePool":
-                fold_pad(site.node)
-        layers = [
-            (site, describe(name, site, records[name]))
-            for name, site in chosen.items()
-            if records[name].has_factors
-        ]
-        rewrite(exported, layers, writer)
-        files.update(model_files(exported, paths[form]))
-    if missing := [name for name in configured if name not in records]:
-        logger.warning(
-            "%s has no factors for %s: left float (if the file was cut off, calibrate again)",
-            record_file,
-            ", ".join(missing),
-        )
-    write_files(files)
-
-
-# ---- steps ----
-
-
-def check_types(verb: str, **arguments: tuple[Any, ...]) -> None:
-    """Raises TypeError for the first argument (value, type, ...) that is of none of its types."""
-    for name, (value, *allowed) in arguments.items():
-        types = tuple(t for t in allowed if t is not None)
-        if value is None and None in allowed:
-            continue
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            expected = " or ".join("None" if t is None else t.__name__ for t in allowed)
-            raise TypeError(f"{verb}: {name}: expected {expected}, got {type(value).__name__}")
-
-
-def _copy(model: nn.Module, required: bool = True) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        if required:
-            raise RuntimeError(
-                f"the model cannot be copied ({type(error).__name__}: {error}); quantization works "
-                "on a copy: make copy.deepcopy(model) work"
-            ) from error
-        logger.warning("the model cannot be copied (%s); it is traced itself", error)
-        return model
-
-
-def _capture(
-    model: nn.Module, input_data: Any, options: ExportOptions
-) -> tuple[Capture, ModelFacts]:
-    check_not_processed(model)
-    split_input_data(input_data)
-    if kind_of(model) is not None:
-        raise RuntimeError(
-            f"the model itself is a {type(model).__name__} layer, which has no name to configure; "
-            "wrap it: torch.nn.Sequential(model)"
-        )
-    captured = capture(model, input_data, options, is_of_interest)
-    return captured, analyze(model, captured)
+    write_files(graph_files(load_model(modfied_onnx_file), records, paths))
 
 
 def _list_float_layers(facts: ModelFacts) -> None:
     for layer in facts.layers.values():
         if layer.reason is not None:
             logger.warning("%s (%s) is left float: %s", layer.name, layer.kind, layer.reason)
-
-
-def _check_offered(config: QuantConfig) -> None:
-    for name, layer in config.enabled.items():
-        for key, asked in (
-            ("dmq_balancer_param", layer.dmq_balancer_param is not None),
-            ("weight_quant_params.wts_algo", layer.weight_quant_params.wts_algo == "ada_quantize"),
-        ):
-            if asked:
-                raise RuntimeError(
-                    f"{name}.{key}: this algorithm is not offered by this version; remove the key "
-                    "from the configuration, or disable the layer"
-                )
-
-
-def _name_nodes(captured: Capture, facts: ModelFacts) -> None:
-    """Gives the node of every layer the layer's name."""
-    nodes = {
-        name: main_nodes(captured, name, layer.kind)[0]
-        for name, layer in facts.layers.items()
-        if layer.reason is None
-    }
-    for node in captured.model.graph:
-        if node.name in nodes and nodes[node.name] is not node:
-            node.name = f"{node.name}_{node.op_type}"
-    for name, node in nodes.items():
-        node.name = name
-
-
-def _sites(model: ir.Model) -> dict[str, Site]:
-    """The quantizable nodes of a graph by name, in graph order."""
-    sites = {}
-    for node in model.graph:
-        if node.op_type in LAYER_OPS and node.name:
-            try:
-                sites[node.name] = locate(node)
-            except UnsupportedSiteError as error:
-                logger.debug("%s: %s", node.name, error)
-    return sites
-
-
-def _target(site: Site) -> RecordTarget:
-    op_type = cast(OpType, site.node.op_type)
-    if site.weight is None:
-        return RecordTarget(op_type, 1, 0)
-    channels = weight_channels_first(site.weight, site.node).shape[0]
-    return RecordTarget(op_type, channels, _input_channels(site))
-
-
-def _input_channels(site: Site) -> int:
-    assert site.weight is not None
-    if site.node.op_type == "Conv":
-        group = site.node.attributes.get("group")
-        return int(site.weight.shape[1] * (group.as_int() if group else 1))
-    return int(site.weight.shape[0])
-
-
-def _output_path(save_path: str, form: str) -> str:
-    folder, prefix = os.path.split(save_path)
-    return os.path.join(folder, f"{prefix}_{form}_model.onnx" if prefix else f"{form}_model.onnx")

@@ -17,6 +17,7 @@ LAYERS = [
     ["calibrators"],
     ["config", "graph", "layers", "records"],
     ["export", "transforms"],
+    ["steps"],
     ["ptq"],
     [PACKAGE],  # the public names
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 def quantize_weights(
     model: nn.Module,
-    capture: Capture,
     facts: ModelFacts,
     layers: Mapping[str, LayerConfig],
     precision_mode: str = "DEFAULT",
@@ -48,10 +47,6 @@ def quantize_weights(
         module: Any = model.get_submodule(name)
         _check_finite(name, module)
         scale = _quantize_weight(name, module, kind, bits, config.weight_quant_params.channel_wise)
-        node = main_nodes(capture, name, kind)[0]
-        weight: Tensor = module.weight.detach().cpu()
-        array = (weight.t() if kind == "Linear" else weight).numpy()
-        replace_constants(locate(node), name, array, None)
         records[name] = LayerRecord(
             scale_w=tuple(scale.tolist()),
             offset_w=(0,) * scale.numel(),
@@ -60,6 +55,19 @@ def quantize_weights(
             fakequant_precision_mode=mode,
         )
     return records
+
+
+def write_weights(
+    capture: Capture, model: nn.Module, facts: ModelFacts, layers: Collection[str]
+) -> None:
+    """Puts the weights that `layers` have in `model` into the captured graph."""
+    for name in layers:
+        kind = facts.layers[name].kind
+        if kind == "AvgPool2d":
+            continue
+        weight: Tensor = model.get_submodule(name).weight.detach().cpu()  # type: ignore[operator]
+        array = (weight.t() if kind == "Linear" else weight).numpy()
+        replace_constants(locate(main_nodes(capture, name, kind)[0]), name, array, None)
 
 
 def _check_finite(name: str, module: Any) -> None:

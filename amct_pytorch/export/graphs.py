@@ -1,0 +1,98 @@
+"""The files of a quantized model: its modified graph and its record in, each form's graph out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from ..graph.padding import fold_pad
+from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, locate
+from ..records import OpType, Records, RecordTarget
+from .deploy import DeployWriter
+from .fake_quant import FakeQuantWriter
+from .integer_ir import describe, weight_channels_first
+from .model_file import model_files
+from .placement import Writer, rewrite
+
+logger = logging.getLogger(__name__)
+
+# The key under which the modified ONNX model names the layers to quantize.
+QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
+WRITERS: dict[str, Callable[[], Writer]] = {"deploy": DeployWriter, "fake_quant": FakeQuantWriter}
+
+
+def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) -> dict[str, bytes]:
+    """The contents of the deploy and the fake_quant file, by the path of each form in `paths`."""
+    ShapeInferencePass()(modified)
+    configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
+    sites = _sites(modified)
+    records.validate({name: _target(site) for name, site in sites.items()})
+    chosen = {name: site for name, site in sites.items() if name in records}
+    for site in chosen.values():
+        if site.node.op_type == "AveragePool":
+            fold_pad(site.node)
+    integers = {
+        name: describe(name, site, records[name])
+        for name, site in chosen.items()
+        if records[name].has_factors
+    }
+    files: dict[str, bytes] = {}
+    for form, path in paths.items():
+        exported = modified.clone()
+        sites = _sites(exported)
+        rewrite(
+            exported, [(sites[name], layer) for name, layer in integers.items()], WRITERS[form]()
+        )
+        files.update(model_files(exported, path))
+    if missing := [name for name in configured if name not in records]:
+        logger.warning(
+            "%s has no factors for %s: left float (if the file was cut off, calibrate again)",
+            records.source,
+            ", ".join(missing),
+        )
+    return files
+
+
+def model_paths(save_path: str) -> dict[str, str]:
+    """Where the graphs of `folder/prefix` are written, by form."""
+    folder, prefix = os.path.split(save_path)
+    return {
+        form: os.path.join(
+            folder, f"{prefix}_{form}_model.onnx" if prefix else f"{form}_model.onnx"
+        )
+        for form in WRITERS
+    }
+
+
+def _sites(model: ir.Model) -> dict[str, Site]:
+    """The quantizable nodes of a graph by name, in graph order."""
+    sites = {}
+    for node in model.graph:
+        if node.op_type in LAYER_OPS and node.name:
+            try:
+                sites[node.name] = locate(node)
+            except UnsupportedSiteError as error:
+                logger.debug("%s: %s", node.name, error)
+    return sites
+
+
+def _target(site: Site) -> RecordTarget:
+    op_type = cast(OpType, site.node.op_type)
+    if site.weight is None:
+        return RecordTarget(op_type, 1, 0)
+    channels = weight_channels_first(site.weight, site.node).shape[0]
+    return RecordTarget(op_type, channels, _input_channels(site))
+
+
+def _input_channels(site: Site) -> int:
+    assert site.weight is not None
+    if site.node.op_type == "Conv":
+        group = site.node.attributes.get("group")
+        return int(site.weight.shape[1] * (group.as_int() if group else 1))
+    return int(site.weight.shape[0])

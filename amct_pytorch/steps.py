@@ -1,0 +1,150 @@
+"""The steps that verbs share: prepare a model, quantize its weights, observe its activations."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from .capability import kind_of
+from .config.layer import LayerConfig
+from .config.ptq import QuantConfig
+from .export.graphs import QUANTIZED_LAYERS
+from .graph.capture import Capture, capture
+from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
+from .graph.options import ExportOptions, split_input_data
+from .layers.base import check_not_processed
+from .layers.calibrate import Calibration
+from .records import LayerRecord
+from .transforms.fuse_bn import fuse_batch_norms
+from .transforms.insert import insert_calibration
+from .transforms.quantize_weights import quantize_weights, write_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A copy of the user's model and its graph, both in float, with BatchNorms folded."""
+
+    model: nn.Module
+    captured: Capture
+    facts: ModelFacts
+    config: QuantConfig
+    fused: dict[str, str]  # BatchNorm -> the convolution it was folded into
+
+    @property
+    def layers(self) -> dict[str, LayerConfig]:
+        """The layers to quantize in the order of the modules, which is that of the record."""
+        enabled = self.config.enabled
+        return {name: enabled[name] for name in self.facts.layers if name in enabled}
+
+
+def prepare(
+    config_file: str, model: nn.Module, input_data: Any, options: ExportOptions
+) -> Prepared:
+    """Captures `model`, a copy that this function may change, and reads its configuration."""
+    captured, facts = capture_model(model, input_data, options)
+    config = QuantConfig.load(config_file, facts)
+    check_offered(config)
+    fused = {}
+    if config.do_fusion:
+        fused = fuse_batch_norms(model, captured, facts, config.skip_fusion_layers)
+    _name_nodes(captured, facts)
+    return Prepared(model, captured, facts, config, fused)
+
+
+def start_calibration(
+    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig]
+) -> tuple[dict[str, LayerRecord], Calibration]:
+    """Quantizes the weights of `layers` and lets their inputs be observed, in place.
+
+    `model` is the prepared model or a copy of it.
+    """
+    config = prepared.config
+    weights = quantize_weights(model, prepared.facts, layers, config.fakequant_precision_mode)
+    return weights, insert_calibration(model, layers, config.batch_num)
+
+
+def modified_graph(
+    prepared: Prepared, model: nn.Module, layers: Mapping[str, LayerConfig]
+) -> ir.Model:
+    """The captured graph with the weights of a model that `start_calibration` has changed."""
+    write_weights(prepared.captured, model, prepared.facts, layers)
+    graph = prepared.captured.model
+    graph.metadata_props[QUANTIZED_LAYERS] = json.dumps(list(layers))
+    return graph
+
+
+def check_types(verb: str, **arguments: tuple[Any, ...]) -> None:
+    """Raises TypeError for the first argument (value, type, ...) that is of none of its types."""
+    for name, (value, *allowed) in arguments.items():
+        types = tuple(t for t in allowed if t is not None)
+        if value is None and None in allowed:
+            continue
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = " or ".join("None" if t is None else t.__name__ for t in allowed)
+            raise TypeError(f"{verb}: {name}: expected {expected}, got {type(value).__name__}")
+
+
+def copy_model(model: nn.Module, required: bool = True) -> nn.Module:
+    """A copy of the user's model; RuntimeError if it cannot be copied and `required`."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        if required:
+            raise RuntimeError(
+                f"the model cannot be copied ({type(error).__name__}: {error}); quantization works "
+                "on a copy: make copy.deepcopy(model) work"
+            ) from error
+        logger.warning("the model cannot be copied (%s); it is traced itself", error)
+        return model
+
+
+def capture_model(
+    model: nn.Module, input_data: Any, options: ExportOptions
+) -> tuple[Capture, ModelFacts]:
+    """One capture of `model` and its facts; RuntimeError for a model that cannot be used."""
+    check_not_processed(model)
+    split_input_data(input_data)
+    if kind_of(model) is not None:
+        raise RuntimeError(
+            f"the model itself is a {type(model).__name__} layer, which has no name to configure; "
+            "wrap it: torch.nn.Sequential(model)"
+        )
+    captured = capture(model, input_data, options, is_of_interest)
+    return captured, analyze(model, captured)
+
+
+def check_offered(config: QuantConfig) -> None:
+    """Raises RuntimeError for an algorithm that the configuration knows and is not here yet."""
+    for name, layer in config.enabled.items():
+        for key, asked in (
+            ("dmq_balancer_param", layer.dmq_balancer_param is not None),
+            ("weight_quant_params.wts_algo", layer.weight_quant_params.wts_algo == "ada_quantize"),
+        ):
+            if asked:
+                raise RuntimeError(
+                    f"{name}.{key}: this algorithm is not offered by this version; remove the key "
+                    "from the configuration, or disable the layer"
+                )
+
+
+def _name_nodes(captured: Capture, facts: ModelFacts) -> None:
+    """Gives the node of every layer the layer's name."""
+    nodes = {
+        name: main_nodes(captured, name, layer.kind)[0]
+        for name, layer in facts.layers.items()
+        if layer.reason is None
+    }
+    for node in captured.model.graph:
+        if node.name in nodes and nodes[node.name] is not node:
+            node.name = f"{node.name}_{node.op_type}"
+    for name, node in nodes.items():
+        node.name = name
