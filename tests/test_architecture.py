@@ -12,13 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "amct_pytorch"
 # From the bottom up; a module imports from its own layer and from those before it.
 LAYERS = [
-    ["_binary", "_host", "capability", "files", "float32", "logging", "suggest"],
+    ["_binary", "_host", "capability", "files", "float32", "logging", "suggest", "version"],
     ["ops"],
     ["calibrators"],
     ["config", "graph", "layers", "records"],
     ["export", "transforms"],
     ["steps"],
-    ["ptq"],
+    ["search"],
+    ["report"],
+    ["ptq", "auto_calibration"],
+    ["common"],  # import paths that users know
     [PACKAGE],  # the public names
 ]
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
