@@ -51,6 +51,10 @@ class SimulatedLayer(AmctLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.enabled:
             return self.sub_module(*args, **kwargs)
+        return self.quantized(*args, **kwargs)
+
+    def quantized(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of the quantized layer, whether it is enabled or not."""
         x = self.first_input(args, kwargs)
         scale, offset = self.scale.to(x.device), self.offset.to(x.device)
         codes = dequantize(

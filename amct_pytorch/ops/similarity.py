@@ -49,14 +49,23 @@ def similarity(a: Tensor, b: Tensor) -> Similarity:
     >>> similarity(torch.tensor([10.0, 0.0]), torch.tensor([9.0, 0.0]))
     Similarity(cosine=1.0, mse=0.5, sqnr_db=20.0, max_abs=1.0)
     """
+    return from_sums(similarity_sums(a, b).tolist(), a.numel())
+
+
+def similarity_sums(a: Tensor, b: Tensor) -> Tensor:
+    """What `from_sums` needs, as a float64 tensor on the device of `a` and `b`, for later.
+
+    sum a^2, sum b^2, sum (a - b)^2, sum (a - b)(a + b) and max |a - b|: those of several pairs
+    can be added up (the last: its maximum taken).
+    """
     check_dtype("a", a)
     check_dtype("b", b, (a.dtype,))
-    sums = _ops.similarity_sums(a.detach(), b.detach())
-    return _finish(sums.tolist(), a.numel())
+    sums: Tensor = _ops.similarity_sums(a.detach(), b.detach())
+    return sums
 
 
-def _finish(sums: list[float], count: int) -> Similarity:
-    """From sum a^2, sum b^2, sum (a - b)^2, sum (a - b)(a + b) and max |a - b|."""
+def from_sums(sums: list[float], count: int) -> Similarity:
+    """The measures of tensors of `count` elements."""
     aa, bb, error, difference, max_abs = sums
     if not math.isfinite(error):
         return Similarity(math.nan, math.nan, math.nan, math.nan)

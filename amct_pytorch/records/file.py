@@ -71,25 +71,29 @@ class Records(Mapping[str, LayerRecord]):
         with open(path, "rb") as file:
             content = file.read()
         try:
-            text = content.decode("utf-8-sig")
+            return cls.parse(content.decode("utf-8-sig"), path)
         except UnicodeDecodeError as error:
             raise RuntimeError(f"{path}: not a text file in UTF-8 ({error})") from None
+
+    @classmethod
+    def parse(cls, text: str, source: str = "record") -> Records:
+        """The records in the text of a file; `source` names it in errors, those of `load`."""
         progress = _read_progress(text)
-        message = _parse(path, text)
+        message = _parse(source, text)
         if not message.record:
             hint = _unfinished(progress) if progress else "calibrate the model, then try again"
-            raise RuntimeError(f"{path}: expected at least one record, found none; {hint}")
+            raise RuntimeError(f"{source}: expected at least one record, found none; {hint}")
         if message.prune_record:
-            logger.warning("%s: prune_record is not used here and is not kept", path)
+            logger.warning("%s: prune_record is not used here and is not kept", source)
         layers: dict[str, LayerRecord] = {}
         for index, entry in enumerate(message.record):
             if not entry.key or not entry.HasField("value") or entry.key in layers:
-                raise RuntimeError(_bad_entry(path, text, index, entry))
+                raise RuntimeError(_bad_entry(source, text, index, entry))
             if entry.HasField("kv_cache_value"):
-                text = '%s: layer "%s": kv_cache_value is not used here and is not kept'
-                logger.warning(text, path, entry.key)
+                warning = '%s: layer "%s": kv_cache_value is not used here and is not kept'
+                logger.warning(warning, source, entry.key)
             layers[entry.key] = _layer_record(entry.value)
-        return cls(layers, progress, path)
+        return cls(layers, progress, source)
 
     def dumps(self) -> str:
         """The text of the file: the bytes of protobuf's `text_format`, written faster."""

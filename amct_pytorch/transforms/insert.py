@@ -50,20 +50,26 @@ class RecordKeeper:
         self._complete = not records.progress
 
     def records(self) -> Records:
-        layers = {}
-        for name, weights in self.weights.items():
-            if name in self.calibration.left_float:
-                continue
-            factors = self.calibration.factors.get(name)
-            if factors is not None:
-                scale, offset = factors
-                if weights.force_fp16:
-                    scale = to_half_precision(scale)
-                weights = replace(weights, scale_d=scale, offset_d=offset)
-            else:
-                weights = replace(weights, act_type=None)
-            layers[name] = weights
-        return Records(layers, self.calibration.unfinished, self.path)
+        return records_so_far(self.weights, self.calibration, self.path)
+
+
+def records_so_far(
+    weights: Mapping[str, LayerRecord], calibration: Calibration, source: str = "record"
+) -> Records:
+    """The factors of the weights and, of the layers that have seen enough, of the activations."""
+    layers = {}
+    for name, record in weights.items():
+        if name in calibration.left_float:
+            continue
+        factors = calibration.factors.get(name)
+        if factors is not None:
+            scale, offset = factors
+            if record.force_fp16:
+                scale = to_half_precision(scale)
+            layers[name] = replace(record, scale_d=scale, offset_d=offset)
+        else:
+            layers[name] = replace(record, act_type=None)
+    return Records(layers, calibration.unfinished, source)
 
 
 def insert_calibration(

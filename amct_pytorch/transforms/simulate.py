@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..export.integer_ir import dequant_scale, quantize_bias, quantize_rows
-from ..layers.base import AmctLayer
 from ..layers.calibrate import CalibratedLayer
 from ..layers.channels import channels_first, channels_restored
 from ..layers.replace import replace_module
@@ -44,18 +43,30 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
         record = records.get(module.name)
         stand_in: nn.Module = module.sub_module
         if record is not None and record.has_factors:
-            stand_in = simulated_layer(module, record)
+            stand_in = simulated_layer(module.name, module.sub_module, record)
         replace_module(simulated, module, stand_in)
     return simulated
 
 
+def simulate_layers(model: nn.Module, records: Records) -> dict[str, SimulatedLayer]:
+    """Puts a stand-in in the place of every layer of `records`, in place; returns them by name.
+
+    `model` is in float, BatchNorms folded: switched off, a stand-in runs the float layer.
+    """
+    stand_ins = {}
+    for name, record in records.items():
+        module = model.get_submodule(name)
+        stand_ins[name] = simulated_layer(name, module, record)
+        replace_module(model, module, stand_ins[name])
+    return stand_ins
+
+
 @torch.no_grad()
-def simulated_layer(layer: AmctLayer, record: LayerRecord) -> SimulatedLayer:
+def simulated_layer(name: str, module: Any, record: LayerRecord) -> SimulatedLayer:
     """The stand-in that computes with the integers of `record`."""
     assert record.scale_d is not None
     assert record.offset_d is not None
-    module: Any = layer.sub_module
-    deq_scale = dequant_scale(layer.name, record)
+    deq_scale = dequant_scale(name, record)
     weight: Tensor | None = None
     bias: Tensor | None = None
     if isinstance(getattr(module, "weight", None), Tensor):
@@ -65,9 +76,9 @@ def simulated_layer(layer: AmctLayer, record: LayerRecord) -> SimulatedLayer:
         weight = channels_restored(quantize_rows(rows, record), transposed, groups)
     if isinstance(getattr(module, "bias", None), Tensor):
         array = module.bias.detach().cpu().numpy()
-        bias = torch.from_numpy(quantize_bias(layer.name, array, deq_scale))
+        bias = torch.from_numpy(quantize_bias(name, array, deq_scale))
     return SimulatedLayer(
-        layer.name,
+        name,
         module,
         record.scale_d,
         record.offset_d,
