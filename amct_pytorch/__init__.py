@@ -1,19 +1,17 @@
 """Quantization of trained PyTorch models for Ascend NPUs."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from . import calibrators, ops
+from .auto_calibration import accuracy_based_auto_calibration
 from .logging import set_logging_level
 from .ptq import create_quant_config, quantize_model, save_model
+from .search.model_evaluator import ModelEvaluator
 from .transforms.simulate import simulate_model
-
-try:
-    __version__ = version("amct_pytorch")
-except PackageNotFoundError:  # a source tree that was built in place and not installed
-    __version__ = "0+unknown"
+from .version import __version__
 
 __all__ = [
+    "ModelEvaluator",
     "__version__",
+    "accuracy_based_auto_calibration",
     "calibrators",
     "create_quant_config",
     "ops",

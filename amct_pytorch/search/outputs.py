@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..ops import similarity
+from ..ops.similarity import similarity
 
 Outputs = tuple[tuple[Tensor, ...], ...]  # by batch, then by output
 _DIRECT = (torch.float32, torch.float16, torch.bfloat16)  # the dtypes of `similarity`

@@ -1,0 +1,1 @@
+"""Import paths that users of the Ascend toolkit know."""

@@ -1,0 +1,171 @@
+"""The search on a torch model: one capture, one simulation whose layers are switched."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.ptq import QuantConfig
+from ..layers.calibrate import Calibration
+from ..layers.simulate import SimulatedLayer
+from ..records import Records
+from ..steps import Prepared, start_calibration
+from ..transforms.insert import records_so_far
+from ..transforms.simulate import simulate_layers
+from ..version import __version__
+from .base import AccuracyBasedAutoCalibrationBase, Config
+from .evaluator import AutoCalibrationEvaluatorBase
+from .measure import Measured, measured, measuring
+from .replay import Replay
+from .result import Trial
+from .sensitivity import SensitivityBase
+
+logger = logging.getLogger(__name__)
+
+
+class ModelSearch(AccuracyBasedAutoCalibrationBase):
+    """Calibrates copies of a prepared model; evaluates its simulation with layers switched."""
+
+    def __init__(self, model: nn.Module, prepared: Prepared, *args: Any) -> None:
+        super().__init__(list(prepared.config.enabled), *args)
+        self.model = model  # the user's own
+        self.prepared = prepared
+        self.records = Records({})  # in use
+        self.simulation: nn.Module | None = None  # by the factors in use
+        self.measured: dict[str, Measured] = {}
+        self.left_float: dict[str, str] = {}  # layer -> why calibration has no factors for it
+        self._layers: dict[str, SimulatedLayer] = {}
+        self._replay = Replay(prepared.config.batch_num)
+
+    def get_original_accuracy(self) -> Any:
+        return self.evaluator.evaluate(self.model)
+
+    def calibrate(self, roll_back_config: Config) -> str:
+        model = copy.deepcopy(self.prepared.model)
+        layers = {n: c for n, c in self.prepared.layers.items() if roll_back_config.get(n)}
+        weights, calibration = start_calibration(model, self.prepared, layers)
+        with self._replay.recording(model):
+            self.evaluator.calibration(model)
+        self._check_batches(calibration)
+        known = {n: record for n, record in weights.items() if n in calibration.factors}
+        self.left_float |= _reasons(calibration)
+        return records_so_far(known, Calibration(0, factors=calibration.factors)).dumps()
+
+    def use(self, factors: str) -> None:
+        records = Records.parse(factors) if factors else Records({})
+        if self.simulation is None or records != self.records:
+            self.records = records
+            self.simulation = copy.deepcopy(self.prepared.model)
+            # Layers without a record of their own can be told from the others, too: switched off.
+            self._layers = simulate_layers(self.simulation, self.all_records())
+
+    def get_ranking_info(self) -> dict[str, float]:
+        assert self.simulation is not None
+        batch_num = self.prepared.config.batch_num
+        with measuring(self._layers, self.sensitivity, batch_num) as seen:
+            if self._replay.complete:
+                self._replay.run(self.simulation)
+            else:
+                self.evaluator.calibration(self.simulation)
+        self._replay = Replay(0)  # its data are not needed any more
+        return self._ranked(measured(seen, self.sensitivity))
+
+    def ranking_details(self) -> Any:
+        layers = {name: asdict(seen) for name, seen in self.measured.items()}
+        return {"layers": layers, "left_float": self.left_float}
+
+    def restore_ranking(self, details: Any) -> dict[str, float]:
+        self.left_float = details["left_float"]
+        return self._ranked({name: Measured(**seen) for name, seen in details["layers"].items()})
+
+    def roll_back_and_evaluate_model(self, roll_back_config: Config) -> Any:
+        assert self.simulation is not None
+        self.switch(roll_back_config)
+        return self.evaluator.evaluate(self.simulation)
+
+    def switch(self, roll_back_config: Config) -> None:
+        """Quantizes these layers of the simulation and runs the others in float."""
+        for name, layer in self._layers.items():
+            layer.enabled = roll_back_config.get(name, False)
+
+    def records_of(self, trial: Trial) -> Records:
+        """The records of the layers that a trial quantized, by the factors in use."""
+        return Records({name: r for name, r in self.records.items() if trial.config.get(name)})
+
+    def all_records(self) -> Records:
+        """The records in use and, for other layers, those of the first calibration."""
+        first = Records.parse(self.first_factors) if self.first_factors else {}
+        return Records({**first, **self.records})
+
+    def same_factors(self, one: str, other: str, roll_back_config: Config) -> bool:
+        first, second = Records.parse(one), Records.parse(other)
+        return all(first.get(n) == second.get(n) for n, on in roll_back_config.items() if on)
+
+    def _ranked(self, layers: dict[str, Measured]) -> dict[str, float]:
+        self.measured = layers
+        for name, reason in self.left_float.items():
+            logger.warning("%s is left float: %s", name, reason)
+        return {name: layers[name].score for name in self.layers if name in layers}
+
+    def _check_batches(self, calibration: Calibration) -> None:
+        ran, needed = max(calibration.seen.values(), default=0), calibration.batch_num
+        if ran < needed:
+            raise RuntimeError(
+                f"{self.evaluator.name}.calibration: expected at least {needed} batches (batch_num "
+                f"of the configuration), got {ran}; the layers {', '.join(calibration.seen)} have "
+                "no factors; run the model on more batches, or lower batch_num"
+            )
+
+
+def _reasons(calibration: Calibration) -> dict[str, str]:
+    """Why layers have no factors, though the model ran on all batches."""
+    reasons = dict(calibration.left_float)
+    for name, (seen, needed) in calibration.unfinished.items():
+        if seen:
+            reasons[name] = f"calibration reached it in {seen} of {needed} batches only"
+        else:
+            reasons[name] = "calibration never reached it"
+    return reasons
+
+
+def fingerprint(
+    weights: str,
+    config: QuantConfig,
+    evaluator: AutoCalibrationEvaluatorBase,
+    sensitivity: SensitivityBase,
+) -> dict[str, Any]:
+    """What the results of a search depend on, for its journal; `weights` is a `digest`."""
+    return {
+        "model weights": weights,
+        "config": json.loads(config.dumps()),
+        "evaluator": full_name(evaluator),
+        "evaluator version": str(evaluator.version),
+        "sensitivity": full_name(sensitivity),
+        "amct_pytorch": __version__,
+    }
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of the structure and the weights of a model."""
+    total = hashlib.sha256()
+    for name, module in model.named_modules():
+        total.update(f"{name}:{full_name(module)};".encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            total.update(f"{name}:{tensor.dtype}{list(tensor.shape)};".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
+
+
+def full_name(instance: object) -> str:
+    """Module and name of the class of `instance`."""
+    kind = type(instance)
+    return f"{kind.__module__}.{kind.__qualname__}"
