@@ -9,11 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The rows that ptq_digits.py prints."""
-    folder = tmp_path_factory.mktemp("ptq_digits")
-    script = ROOT / "examples" / "ptq_digits.py"
+def run_example(name: str, folder: Path) -> dict[str, str]:
+    """The rows that an example prints, run in `folder`."""
+    script = ROOT / "examples" / name
     done = subprocess.run(
         [sys.executable, script, "--quick", "--output-dir", "out"],
         cwd=folder,
@@ -22,9 +20,17 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     )
     assert done.returncode == 0, done.stderr
     rows = (line.rsplit("  ", 1) for line in done.stdout.splitlines() if "  " in line)
-    table = {name.strip(): value for name, value in rows}
-    table["folder"] = str(folder)
-    return table
+    return {**{name.strip(): value for name, value in rows}, "folder": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return run_example("ptq_digits.py", tmp_path_factory.mktemp("ptq_digits"))
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return run_example("auto_calibration_digits.py", tmp_path_factory.mktemp("auto_calibration"))
 
 
 def percent(value: str) -> float:
@@ -56,3 +62,17 @@ def test_deploy_weights_are_a_quarter(table: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", ["record of factors", "fake_quant ONNX", "deploy ONNX"])
 def test_printed_files_exist(table: dict[str, str], row: str) -> None:
     assert (Path(table["folder"]) / table[row]).stat().st_size > 0
+
+
+def test_the_search_puts_back_the_fragile_layer_and_no_other(search: dict[str, str]) -> None:
+    assert search["layers left in float"] == "pointwise"
+    assert (
+        percent(search["top-1, everything quantized"]) < percent(search["top-1, float model"]) - 5
+    )
+
+
+def test_onnx_has_the_accuracy_that_the_result_reports(search: dict[str, str]) -> None:
+    assert search["top-1, its fake_quant ONNX"] == search["top-1, result"]
+    assert percent(search["top-1, result"]) >= percent(search["top-1, float model"]) - 1
+    for row in ("fake_quant ONNX", "deploy ONNX", "report"):
+        assert (Path(search["folder"]) / search[row]).stat().st_size > 0

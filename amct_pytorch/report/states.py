@@ -48,8 +48,8 @@ def _why(search: ModelSearch, winner: Trial | None) -> str:
     loss = "" if closest.loss is None else f" (loss {closest.loss:.6g})"
     verdict = "satisfied" if closest.satisfied else "did not satisfy"
     count = len(closest.rolled_back)
-    layers = "1 layer" if count == 1 else f"{count} layers"
-    return f"with {layers} in float, trial {number} {verdict}{loss}"
+    layers = f"{count} layers in float" if count > 1 else "1 layer in float"
+    return f"with {layers if count else 'all quantized'}, trial {number} {verdict}{loss}"
 
 
 def _why_quantized(winner: Trial) -> str:
