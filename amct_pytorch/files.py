@@ -136,19 +136,19 @@ def _target(path: str) -> Path:
 
 def _write_all(contents: Mapping[Path, bytes]) -> None:
     folders: list[Path] = []  # made here
-    unfinished: dict[Path, Path] = {}  # target -> its new content
+    unfinished: dict[Path, _Unnamed] = {}  # target -> its new content
     previous: dict[Path, Path] = {}  # target -> its old content
     replaced: list[Path] = []
     try:
         for target, content in contents.items():
             _make_folder(target.parent, folders)
-            unfinished[target] = _write_temporary(target.parent, content)
+            unfinished[target] = _Unnamed(target.parent, content)
         for target in contents:
             if len(contents) > 1 and target.exists():
                 previous[target] = target.with_name(_TEMPORARY + uuid.uuid4().hex)
                 _keep(target, previous[target])
-        for target, temporary in unfinished.items():
-            os.replace(temporary, target)
+        for target, new in unfinished.items():
+            new.move_to(target)
             replaced.append(target)
     except BaseException:
         for target in replaced:
@@ -156,7 +156,9 @@ def _write_all(contents: Mapping[Path, bytes]) -> None:
                 os.replace(previous.pop(target), target)
             else:
                 target.unlink()
-        for leftover in (*unfinished.values(), *previous.values()):
+        for new in unfinished.values():
+            new.discard()
+        for leftover in previous.values():
             leftover.unlink(missing_ok=True)
         for folder in reversed(folders):
             folder.rmdir()
@@ -167,6 +169,57 @@ def _write_all(contents: Mapping[Path, bytes]) -> None:
         _sync_folder(folder)
 
 
+class _Unnamed:
+    """A file on disk that has no name until it is complete: a kill leaves nothing of it.
+
+    Where the file system knows no such files it has a temporary name.
+    """
+
+    def __init__(self, folder: Path, content: bytes) -> None:
+        self._path = folder / (_TEMPORARY + uuid.uuid4().hex)
+        try:
+            self._handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY, FILE_MODE)
+            self._is_named = False
+        except OSError:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            self._handle = os.open(self._path, flags, FILE_MODE)
+            self._is_named = True
+        try:
+            with os.fdopen(os.dup(self._handle), "wb") as file:
+                file.write(content)
+            os.fchmod(self._handle, FILE_MODE)
+            os.fsync(self._handle)
+        except BaseException:
+            self.discard()
+            raise
+
+    def move_to(self, target: Path) -> None:
+        """Puts the file in the place of `target`."""
+        if not self._is_named:
+            self._is_named = True
+            source = f"/proc/self/fd/{self._handle}"
+            try:
+                # With a dir_fd Python follows the link in /proc to the file itself.
+                os.link(source, self._path, src_dir_fd=self._handle)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, self._path)
+                self._path.chmod(FILE_MODE)
+        os.replace(self._path, target)
+        self._is_named = False
+        self._close()
+
+    def discard(self) -> None:
+        """Lets the file go, unless it was moved."""
+        if self._is_named:
+            self._path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
 def _make_folder(folder: Path, made: list[Path]) -> None:
     if folder.exists():
         return
@@ -174,20 +227,6 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
     folder.mkdir()
     made.append(folder)
     folder.chmod(FOLDER_MODE)  # not an argument of mkdir: the umask would take bits away
-
-
-def _write_temporary(folder: Path, content: bytes) -> Path:
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), FILE_MODE)
-            os.fsync(file.fileno())
-    except BaseException:
-        os.unlink(name)
-        raise
-    return Path(name)
 
 
 def _keep(target: Path, second: Path) -> None:

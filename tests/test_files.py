@@ -1,7 +1,11 @@
 """Files appear complete or not at all, and bad paths are refused before work is done."""
 
+import errno
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,12 +119,46 @@ def test_without_hard_links_a_copy_keeps_the_old_content(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
     (tmp_path / "b").write_text("old")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError("no hard links here")
 
     monkeypatch.setattr(os, "link", refuse)
     write_files({f"{tmp_path}/{name}": "new" for name in ("a", "b")})
     assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["new", "new"]
+    assert [mode(tmp_path / name) for name in "ab"] == [0o640, 0o640]
+
+
+def test_where_files_must_have_names_nothing_else_changes(tmp_path, monkeypatch):
+    open_file = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no such files here")
+        return open_file(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    write_files({f"{tmp_path}/{name}": "new" for name in ("a", "b")})
+    assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["new", "new"]
+    assert [mode(tmp_path / name) for name in "ab"] == [0o640, 0o640]
+
+
+def test_a_kill_while_files_are_written_leaves_nothing(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from amct_pytorch.files import write_files\n"
+        "sync, calls = os.fsync, []\n"
+        "def kill(handle):\n"
+        "    calls.append(handle)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    sync(handle)\n"
+        "os.fsync = kill\n"
+        "write_files({f'{sys.argv[1]}/{n}': bytes(10**6) for n in 'abc'})\n"
+    )
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
+    assert run.returncode == -9
+    assert names(tmp_path) == []
 
 
 # --- check_writable ----------------------------------------------------------------------------
