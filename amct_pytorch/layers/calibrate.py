@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 
 from ..calibrators import HFMG, IFMR
 from .base import AmctLayer
-
-logger = logging.getLogger(__name__)
 
 Calibrator = IFMR | HFMG
 
@@ -100,7 +97,5 @@ class CalibratedLayer(AmctLayer):
                 "below what a scale can express"
             )
             self.calibration.left_float[self.name] = reason
-            text = "%s is left float: %s (its weights stay rounded; skip it to keep them exact)"
-            logger.warning(text, self.name, reason)
         else:
             self.calibration.factors[self.name] = factors

@@ -47,6 +47,13 @@ class BinInput:
                 f"got {found}"
             )
 
+    def identity(self) -> str:
+        """Changes when the files do: their names, sizes or times of modification."""
+        stats = [(os.path.basename(path), os.stat(path)) for path in self.files]
+        return repr(
+            [self.shape, str(self.dtype), [(n, s.st_size, s.st_mtime_ns) for n, s in stats]]
+        )
+
     def read(self, index: int) -> Tensor:
         """The tensor of batch `index`, on the CPU."""
         self.check_size(self.files[index])  # again: np.fromfile leaves out an incomplete element

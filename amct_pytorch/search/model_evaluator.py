@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import math
@@ -75,6 +76,7 @@ class ModelEvaluator(AutoCalibrationEvaluatorBase):
         self._batch_num = self._count("batch_num", batch_num)
         self._iterations = self._count("iterations", iterations)
         self._labels = None if labels is None else class_indices(labels)
+        self.version = self._identity()
 
     def calibration(self, model: nn.Module, batch_num: int | None = None) -> None:
         """Runs `model` on the first `batch_num` batches, by default those of the constructor.
@@ -123,6 +125,12 @@ class ModelEvaluator(AutoCalibrationEvaluatorBase):
         else:  # rounded: 0.9 - 0.89 is above 0.01 in floating point
             loss = round(float(original_metric) - float(new_metric), 12)
         return loss <= self._tolerance, loss
+
+    def _identity(self) -> str:
+        """A search that was stopped does not go on with other data."""
+        classes = None if self._labels is None else self._labels.tolist()
+        parts = [self._batch_num, self._iterations, classes, *(x.identity() for x in self._inputs)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def _count(self, argument: str, value: int | None, default: int | None = None) -> int:
         """`value`, else `default`, else the number of files."""

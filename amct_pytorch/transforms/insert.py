@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,8 @@ from ..config.layer import ActivationConfig, HfmgConfig, LayerConfig
 from ..layers.calibrate import CalibratedLayer, Calibration, Calibrator
 from ..layers.replace import replace_module
 from ..records import LayerRecord, Records
+
+logger = logging.getLogger(__name__)
 
 FP16_MIN_NORMAL, FP16_MAX = 2.0**-14, 65504.0
 
@@ -48,6 +51,10 @@ class RecordKeeper:
         records = self.records()
         records.save(self.path, warn_replaced=False)
         self._complete = not records.progress
+        if self._complete:
+            text = "%s is left float: %s (its weights stay rounded; skip it to keep them exact)"
+            for name, reason in self.calibration.left_float.items():
+                logger.warning(text, name, reason)
 
     def records(self) -> Records:
         return records_so_far(self.weights, self.calibration, self.path)

@@ -739,3 +739,15 @@ def test_an_accuracy_of_nan_does_not_satisfy(four):
     satisfied, loss = labelled(four, [0, 1, 2, 0]).metric_eval(0.5, NAN)
     assert satisfied is False
     assert math.isnan(loss)
+
+
+# ---- what a search that is resumed may rely on ----
+
+
+def test_its_version_changes_with_its_data_and_not_with_its_tolerance(two, tmp_path):
+    version = ModelEvaluator(two, "x:1,2", "float32").version
+    assert ModelEvaluator(two, "x:1,2", "float32", tolerance=0.5).version == version
+    assert ModelEvaluator(two, "x:1,2", "float32", iterations=1).version != version
+    assert ModelEvaluator(two, "x:1,2", "float32", labels=[0, 1]).version != version
+    full(tmp_path / "x", [1, 3])
+    assert ModelEvaluator(two, "x:1,2", "float32").version != version
