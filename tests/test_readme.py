@@ -1,4 +1,4 @@
-"""The Python blocks of README.md and of the pages in docs/ run, in the order in which they stand."""
+"""The Python blocks of README.md and of the pages in docs/ run, in the order they stand in."""
 
 import re
 from pathlib import Path
