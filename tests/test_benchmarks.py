@@ -10,13 +10,35 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_ops_on_small_sizes(tmp_path, monkeypatch):
-    script = BENCHMARKS / "ops.py"
-    threads, result = torch.get_num_threads(), tmp_path / "result.json"
-    arguments = ["--scale", "0.002", "--repeats", "1", "--json", str(result)]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+def run_benchmark(name, arguments, folder, monkeypatch):
+    """The document that a benchmark writes."""
+    script, result = BENCHMARKS / name, folder / "result.json"
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--json", str(result)])
+    threads = torch.get_num_threads()
     try:
         runpy.run_path(str(script), run_name="__main__")
     finally:
         torch.set_num_threads(threads)
-    assert {"machine", "timings"} == json.loads(result.read_text()).keys()
+    return json.loads(result.read_text())
+
+
+def test_ops_on_small_sizes(tmp_path, monkeypatch):
+    arguments = ["--scale", "0.002", "--repeats", "1"]
+    document = run_benchmark("ops.py", arguments, tmp_path, monkeypatch)
+    assert document.keys() == {"machine", "timings"}
+
+
+def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
+    document = run_benchmark("auto_calibration.py", ["--quick"], tmp_path, monkeypatch)
+    wall = [t for t in document["timings"] if t["clock"] == "wall"]
+    found = [(t["model"], t["case"], t["layers"], t["exports"]) for t in wall]
+    assert found == [
+        ("cnn", "nothing", 21, 1),
+        ("cnn", "search", 21, 1),
+        ("resnet18", "nothing", 21, 1),
+        ("resnet18", "search", 21, 1),
+    ]
+    for t in wall:
+        parts = {"total", "own", "evaluate", "calibration", "observe"}
+        sums = sum(seconds for name, seconds in t["seconds"].items() if name not in parts)
+        assert abs(sums - t["seconds"]["own"]) < 1e-6  # nothing of it is told twice or left out
