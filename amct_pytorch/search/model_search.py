@@ -42,6 +42,7 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         self.measured: dict[str, Measured] = {}
         self.left_float: dict[str, str] = {}  # layer -> why calibration has no factors for it
         self._layers: dict[str, SimulatedLayer] = {}
+        self._parsed: dict[str, Records] = {}  # by their text: parsing is slow
         self._replay = Replay(prepared.config.batch_num)
 
     def get_original_accuracy(self) -> Any:
@@ -59,7 +60,7 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         return records_so_far(known, Calibration(0, factors=calibration.factors)).dumps()
 
     def use(self, factors: str) -> None:
-        records = Records.parse(factors) if factors else Records({})
+        records = self._records(factors) if factors else Records({})
         if self.simulation is None or records != self.records:
             self.records = records
             self.simulation = copy.deepcopy(self.prepared.model)
@@ -101,12 +102,17 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
 
     def all_records(self) -> Records:
         """The records in use and, for other layers, those of the first calibration."""
-        first = Records.parse(self.first_factors) if self.first_factors else {}
+        first = self._records(self.first_factors) if self.first_factors else {}
         return Records({**first, **self.records})
 
     def same_factors(self, one: str, other: str, roll_back_config: Config) -> bool:
-        first, second = Records.parse(one), Records.parse(other)
+        first, second = self._records(one), self._records(other)
         return all(first.get(n) == second.get(n) for n, on in roll_back_config.items() if on)
+
+    def _records(self, factors: str) -> Records:
+        if factors not in self._parsed:
+            self._parsed[factors] = Records.parse(factors)
+        return self._parsed[factors]
 
     def _ranked(self, layers: dict[str, Measured]) -> dict[str, float]:
         self.measured = layers
