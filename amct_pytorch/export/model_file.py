@@ -38,9 +38,9 @@ def model_files(model: ir.Model, path: str) -> dict[str, bytes]:
     """The contents of `path` and, above the limit, of `<path>.data` with its tensors."""
     proto_bytes = sum(v.const_value.nbytes for v in _tensors(model) if v.const_value is not None)
     if proto_bytes <= EXTERNAL_DATA_LIMIT:
-        proto = ir.to_proto(model)
-        if proto.ByteSize() <= EXTERNAL_DATA_LIMIT:
-            return {path: proto.SerializeToString(deterministic=True)}
+        content = ir.to_proto(model).SerializeToString(deterministic=True)
+        if len(content) <= EXTERNAL_DATA_LIMIT:
+            return {path: content}
     data_name = f"{os.path.basename(path)}.data"
     with tempfile.TemporaryDirectory() as folder:
         ir.external_data.unload_from_model(
