@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,15 @@ def test_evaluations_are_bounded_and_the_best_so_far_is_exported(tmp_path, limit
         assert len(result.rolled_back_layers) == needed
 
 
+@pytest.mark.parametrize("limit", range(2, 7))
+@pytest.mark.parametrize("needed", range(1, 7))
+def test_the_last_evaluation_confirms_what_satisfies(tmp_path, limit, needed):
+    result = Flow(tmp_path).run(needed, max_evaluations=limit)
+    winner = [t for t in result.trials if t.quantized == result.quantized_layers]
+    assert winner[-1].calibrated  # so that the record is what quantize_model gives
+    assert result.evaluations == limit or result.stopped_by is None
+
+
 def test_a_bounded_search_can_be_gone_on_with(flow):
     assert flow.run(2, max_evaluations=4).stopped_by == "max_evaluations"
     assert flow.run(2, max_evaluations=4).evaluations == 0
@@ -280,6 +290,24 @@ def test_seconds_are_bounded(flow):
     assert not result.satisfied
     assert result.quantized_layers == flow.layers
     assert (flow.folder / "out/net_deploy_model.onnx").is_file()
+
+
+class Contradicting(Scripted):
+    """Loses the more, the more layers are float; takes its time."""
+
+    def evaluate(self, model):
+        time.sleep(0.1)
+        return super().evaluate(model)
+
+    def metric_eval(self, original, new):
+        return new == original, float(new)
+
+
+def test_a_doubt_about_the_metric_is_not_looked_into_when_time_is_up(flow):
+    evaluator = Contradicting(flow.batches, 7)
+    result = flow.run(evaluator, max_seconds=0.35)
+    assert result.stopped_by == "max_seconds"
+    assert evaluator.evaluated.count(frozenset()) == 1
 
 
 def test_ample_seconds_bound_nothing(flow):

@@ -298,13 +298,19 @@ class AccuracyBasedAutoCalibrationBase:
         # A trial that satisfies has a claim on the last evaluation, for its confirmation.
         claimed = best and not best.calibrated and self.options.recalibrate == "final"
         needed = 2 if claimed and not confirming else 1
+        exceeded = self._exceeded(needed)
+        self.stopped_by = self.stopped_by or exceeded
+        return exceeded is None
+
+    def _exceeded(self, needed: int) -> str | None:
+        """The option that forbids `needed` more evaluations, if one does."""
         evaluations, seconds = self.options.max_evaluations, self.options.max_seconds
         elapsed = time.monotonic() - self._started
         if evaluations is not None and self.evaluated + needed > evaluations:
-            self.stopped_by = "max_evaluations"
-        elif seconds is not None and elapsed + needed * self._seconds_each() > seconds:
-            self.stopped_by = "max_seconds"
-        return self.stopped_by is None
+            return "max_evaluations"
+        if seconds is not None and elapsed + needed * self._seconds_each() > seconds:
+            return "max_seconds"
+        return None
 
     def _calibrates_next(self) -> bool:
         """Whether the next trial is calibrated for its own layers at once."""
@@ -327,6 +333,8 @@ class AccuracyBasedAutoCalibrationBase:
         to_come = 0 if winner is None or winner.calibrated else 1
         plan = self.planned_evaluations
         if not odd or plan is None or self.evaluated + to_come + 1 > plan:
+            return
+        if self._exceeded(to_come + 1):
             return
         self.progress.running("float model, to compare with its first evaluation")
         again = self._counted(self.get_original_accuracy())
