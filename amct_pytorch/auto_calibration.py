@@ -138,6 +138,7 @@ def accuracy_based_auto_calibration(
         copied.eval()
     weights = digest(copied)
     prepared = prepare(config_file, copied, input_data, export)
+    config = read_object(config_file)
     prepared.model.requires_grad_(False)
     identity = fingerprint(weights, prepared.config, evaluator, score_by)
     journal = Journal(paths.journal, identity, resume)
@@ -152,7 +153,7 @@ def accuracy_based_auto_calibration(
         models = _models(search, winner, paths)
         contents |= models
         contents[paths.record_file] = search.records_of(winner).dumps()
-        contents[paths.final_config] = _final_config(config_file, winner, search)
+        contents[paths.final_config] = _final_config(config, winner, search)
         contents[paths.quant_info] = _dumps(describe_graph(search, winner, models, paths))
         files |= {
             **{f"{form}_model": path for form, path in paths.models.items()},
@@ -194,11 +195,11 @@ def _ranking(search: ModelSearch) -> str:
     return _dumps([[name, finite(score)] for name, score in search.ranking])
 
 
-def _final_config(config_file: str, winner: Trial, search: ModelSearch) -> str:
-    document = read_object(config_file)
-    for name in search.layers:
-        document[name]["quant_enable"] = name in winner.quantized
-    return _dumps(document)
+def _final_config(config: dict[str, Any], winner: Trial, search: ModelSearch) -> str:
+    flags = {
+        name: {**config[name], "quant_enable": name in winner.quantized} for name in search.layers
+    }
+    return _dumps(config | flags)
 
 
 def _compare(search: ModelSearch, winner: Trial, input_data: Any, paths: OutputPaths) -> Comparison:

@@ -1,6 +1,7 @@
 """What an evaluator and the arguments may be, and what is said when they are not."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -225,6 +226,29 @@ def test_a_metric_that_changes_by_itself_is_told_by_name(flow, caplog):
     flow.run(Drifting(flow.batches, 0))
     assert "Drifting.evaluate gave 0.99, then" in caplog.text
     assert "for the same float model" in caplog.text
+
+
+class Wandering(Scripted):
+    """Changes the working directory."""
+
+    def evaluate(self, model):
+        os.makedirs("elsewhere", exist_ok=True)
+        os.chdir("elsewhere")
+        return super().evaluate(model)
+
+
+def test_an_evaluator_may_change_the_working_directory(flow, monkeypatch):
+    monkeypatch.chdir(flow.folder)
+    result = call(
+        flow,
+        model_evaluator=Wandering(flow.batches, 3),
+        config_file="config.json",
+        record_file="record.txt",
+        save_dir="out/net",
+    )
+    assert (flow.folder / "out/net_deploy_model.onnx").is_file()
+    assert all(os.path.isfile(path) for path in result.files.values())
+    assert not list(flow.folder.glob("elsewhere/**/*.*"))
 
 
 def test_metrics_may_be_any_object(flow):

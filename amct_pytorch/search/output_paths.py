@@ -12,7 +12,7 @@ FAMILY = "accuracy_based_auto_calibration"  # what names of files begin with
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Where each file of a run goes."""
+    """Where each file of a run goes: absolute, since an evaluator may change the directory."""
 
     models: dict[str, str]  # by form
     record_file: str
@@ -28,10 +28,11 @@ class OutputPaths:
     def of(cls, save_dir: str, record_file: str) -> OutputPaths:
         """The paths for models `folder/prefix...` and a record file."""
         folder, prefix = os.path.split(save_dir)
+        folder = os.path.abspath(folder)
         start = f"{prefix}_" if prefix else ""
         return cls(
-            models=model_paths(save_dir),
-            record_file=record_file,
+            models=model_paths(os.path.join(folder, prefix)),
+            record_file=os.path.abspath(record_file),
             ranking=os.path.join(folder, f"{FAMILY}_ranking_information.json"),
             history=os.path.abspath(os.path.join("amct_log", f"{FAMILY}_record.json")),
             final_config=os.path.join(folder, f"{FAMILY}_final_config.json"),
