@@ -251,6 +251,44 @@ def test_an_evaluator_may_change_the_working_directory(flow, monkeypatch):
     assert not list(flow.folder.glob("elsewhere/**/*.*"))
 
 
+class Keeping(Scripted):
+    """Keeps the outputs of what it evaluates; subclasses say how they run the model."""
+
+    def __init__(self, batches):
+        super().__init__(batches, 0)
+        self.outputs = []
+
+    def evaluate(self, model):
+        self.outputs.append(self.outputs_of(model))
+        return super().evaluate(model)
+
+
+class UnderAutocast(Keeping):
+    def outputs_of(self, model):
+        with torch.no_grad(), torch.autocast("cpu", torch.float16):
+            return model(self.batches[0])
+
+
+class InHalf(Keeping):
+    def outputs_of(self, model):
+        with torch.no_grad():
+            output = model.half()(self.batches[0].half())
+        model.float()
+        return output
+
+
+@pytest.mark.parametrize("evaluator", [UnderAutocast, InHalf])
+def test_the_simulation_computes_in_float32_however_the_evaluator_runs_it(tmp_path, evaluator):
+    flow = Flow(tmp_path)
+    with torch.no_grad():  # sums of about 144 * 127 * 127, where float16 ends at 65504
+        flow.model.left.weight.fill_(0.5)
+    evaluator = evaluator(flow.batches)
+    result = flow.run(evaluator)
+    original, quantized = evaluator.outputs
+    assert (original - quantized).abs().max() < 0.05 * original.abs().max()
+    assert result.fidelity.largest_difference < 1e-5 * result.fidelity.largest_output
+
+
 def test_metrics_may_be_any_object(flow):
     class Metric:
         def __init__(self, value):

@@ -7,6 +7,7 @@ and weights, one multiplication by the dequantization scale behind the layer.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from .base import AmctLayer
 class SimulatedLayer(AmctLayer):
     """Computes (layer(q_x - offset_d) with integer weights and bias) * deq_scale.
 
-    `enabled = False` runs the layer as it came. Arithmetic is float32; float16 inputs give
-    float16 outputs.
+    `enabled = False` runs the layer as it came. Arithmetic is float32, also under autocast and in
+    a model that was turned to another dtype; float16 inputs give float16 outputs.
     """
 
     scale: Tensor
@@ -64,11 +65,24 @@ class SimulatedLayer(AmctLayer):
             args = (codes, *args[1:])
         else:
             kwargs = {**kwargs, "input": codes}
-        output: Tensor = self.integer(*args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):  # sums of integers overflow float16
+            output: Tensor = self.integer(*args, **kwargs)
         channel_last = isinstance(self.integer, nn.Linear)
         trailing = 0 if channel_last or self.deq_scale.numel() == 1 else output.dim() - 2
         deq_scale = self.deq_scale.to(x.device).reshape(-1, *[1] * trailing)
         return (output * deq_scale).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SimulatedLayer:
+        """`model.half()` and its like: factors and integers move, but keep their dtypes."""
+        self.sub_module._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor).device)
+
+        self.integer._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        for name in ("scale", "offset", "deq_scale"):
+            setattr(self, name, moved(getattr(self, name)))
+        return self
 
 
 def _with_integers(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
