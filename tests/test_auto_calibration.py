@@ -349,6 +349,7 @@ def test_a_first_answer_with_the_stop_flag_is_evaluated(flow):
     [
         ({"stop_flag": True}, TypeError, "roll_back_config"),
         (None, TypeError, "got None"),
+        ({"stop_flag": True, "roll_back_config": None}, TypeError, "roll_back_config"),
         ({"stop_flag": 1, "roll_back_config": {}}, TypeError, "stop_flag: expected a bool"),
         ({"stop_flag": False, "roll_back_config": {"fc": "no"}}, TypeError, "fc: expected a bool"),
         ({"stop_flag": False, "roll_back_config": {"rihgt": False}}, ValueError, "right"),
@@ -394,6 +395,21 @@ def test_mse_and_largest_error_do_not_put_back_the_best_layers(flow):
     mse = [name for name, _ in flow.run(3, sensitivity="Mse").ranking]
     error = [name for name, _ in flow.run(3, sensitivity=LargestError()).ranking]
     assert len(set(mse[:3]) & set(error[:3])) >= 2
+
+
+class LargestErrorInPlace(SensitivityBase):
+    higher_is_better = False
+
+    def compare(self, data, other):
+        data -= other
+        largest = abs(data).max()
+        data[:] = 0
+        return largest
+
+
+def test_what_compare_does_to_its_arguments_harms_nobody(flow):
+    in_place = flow.run(2, sensitivity=LargestErrorInPlace())
+    assert in_place.ranking == flow.run(2, sensitivity=LargestError()).ranking
 
 
 def test_a_sensitivity_that_returns_no_number_is_told_by_name(flow):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..suggest import did_you_mean
@@ -248,11 +248,11 @@ class AccuracyBasedAutoCalibrationBase:
         """The strategy's answer to a judgement: whether it stops, and all layers' flags."""
         answer = self.strategy.update_quant_config((judged.satisfied, judged.loss))
         source = f"{type(self.strategy).__name__}.update_quant_config"
-        keys = {"stop_flag", "roll_back_config"}
-        if not isinstance(answer, dict) or not keys <= answer.keys():
+        config = answer.get("roll_back_config") if isinstance(answer, dict) else None
+        if not isinstance(config, Mapping) or "stop_flag" not in answer:
             wanted = '{"stop_flag": bool, "roll_back_config": {layer: bool}}'
             raise TypeError(f"{source}: expected {wanted}, got {answer!r}")
-        flags = {name: plain(flag) for name, flag in answer["roll_back_config"].items()}
+        flags = {name: plain(flag) for name, flag in config.items()}
         stop = plain(answer["stop_flag"])
         for name, flag in {**flags, "stop_flag": stop}.items():
             if not isinstance(flag, bool):

@@ -97,8 +97,9 @@ def _add(
     low, high = ((limit - offset) * scale for limit in (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
     sums.clipped.append(similarity_sums(x, torch.clamp(x, low, high)))
     if not streams(sensitivity):
-        arrays = (t.detach().reshape(-1).float().cpu().numpy() for t in (output, quantized))
-        sums.scores.append(_number(sensitivity.compare(*arrays), sensitivity))
+        # Copies: what compare() does to its arguments must not reach the layers behind.
+        arrays = (t.reshape(-1).to("cpu", torch.float32, copy=True) for t in (output, quantized))
+        sums.scores.append(_number(sensitivity.compare(*(a.numpy() for a in arrays)), sensitivity))
 
 
 def _finish(sums: _Sums, sensitivity: SensitivityBase) -> Measured:
