@@ -1,8 +1,8 @@
 """The journal of a search: one synced line per step, so that a killed run can go on.
 
 The first line holds the fingerprint of what the results depend on. The lines after it are the
-steps in order. A line that was cut off by a kill is dropped; a journal with another fingerprint
-is not used, and the log says what changed.
+steps in order, each with a checksum: a line that was cut off by a kill or damaged is dropped with
+what follows. A journal with another fingerprint is not used, and the log says what changed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..files import FILE_MODE, write_files
@@ -18,6 +19,7 @@ from ..files import FILE_MODE, write_files
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+CHECKSUM = "crc32"  # key, of the JSON of all that stands before it
 
 
 class Journal:
@@ -42,12 +44,12 @@ class Journal:
         if not self._started:
             # Whole and at once: what was there may be of another run, or end in half a line.
             header = {"format": FORMAT, "fingerprint": self._fingerprint}
-            lines = [json.dumps(line) + "\n" for line in (header, *self._steps)]
+            lines = [json.dumps(header) + "\n", *map(_line, self._steps)]
             write_files({self.path: "".join(lines)}, warn_replaced=False)
             self._started = True
             return
         with open(self.path, "a", encoding="utf-8", opener=_open_private) as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(_line(entry))
             file.flush()
             os.fsync(file.fileno())
 
@@ -63,8 +65,8 @@ class Journal:
                 lines = file.read().split("\n")
         except FileNotFoundError:
             return []
-        header = _parsed(lines[0], lambda entry: isinstance(entry.get("fingerprint"), dict))
-        if header is None or header.get("format") != FORMAT:
+        header = _parsed(lines[0])
+        if header.get("format") != FORMAT or not isinstance(header.get("fingerprint"), dict):
             logger.warning("%s is not a journal of this version; the search starts anew", self.path)
             return []
         if header["fingerprint"] != self._fingerprint:
@@ -76,8 +78,8 @@ class Journal:
             return []
         steps: list[dict[str, Any]] = []
         for number, line in enumerate(lines[1:], 2):
-            entry = _parsed(line, lambda entry: isinstance(entry.get("step"), str))
-            if entry is None:
+            entry = _parsed(line)
+            if entry.pop(CHECKSUM, None) != _checksum(entry):
                 if any(lines[number - 1 :]):
                     text = "%s:%d: the line is damaged; what follows is done again"
                     logger.warning(text, self.path, number)
@@ -86,12 +88,21 @@ class Journal:
         return steps
 
 
-def _parsed(line: str, valid: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps({**entry, CHECKSUM: _checksum(entry)}) + "\n"
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The object in a line; an empty one if there is none."""
     try:
         entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and valid(entry) else None
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _checksum(entry: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entry).encode())
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

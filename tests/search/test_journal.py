@@ -67,7 +67,18 @@ def is_json(text):
     return True
 
 
-@pytest.mark.parametrize("damage", [b"\x00\xff\x00", b'{"step": 1}', b"[]", b"null", b'"trial"'])
+DAMAGES = [
+    b"\x00\xff\x00",
+    b'{"step": 1}',
+    b'{"step": "trial"}',
+    b"[]",
+    b"null",
+    b'"trial"',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda line: repr(line[:20]))
 def test_a_damaged_line_ends_it_with_a_warning(path, caplog, damage):
     filled(path)
     with open(path, "rb") as file:
@@ -77,6 +88,15 @@ def test_a_damaged_line_ends_it_with_a_warning(path, caplog, damage):
         file.write(b"\n".join(lines))
     assert numbers(Journal(path, IDENTITY)) == [0]
     assert f"{path}:3: the line is damaged" in caplog.text
+
+
+def test_a_value_that_was_changed_is_damage(path):
+    filled(path)
+    with open(path, "rb") as file:
+        content = file.read()
+    with open(path, "wb") as file:
+        file.write(content.replace(b'"number": 1', b'"number": 8'))
+    assert numbers(Journal(path, IDENTITY)) == [0]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"{}", b'{"format": 99}'])
