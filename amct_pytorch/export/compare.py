@@ -22,7 +22,7 @@ class Comparison:
     checked: bool
     note: str
     largest_difference: float | None = None
-    largest_output: float | None = None  # magnitude, to see the difference beside
+    largest_output: float | None = None  # finite magnitude, to see the difference beside
 
     @property
     def differs(self) -> bool:
@@ -47,16 +47,19 @@ def compare_to_onnx(model: nn.Module, input_data: Any, onnx_file: str) -> Compar
         )
         feeds = _feeds([i.name for i in session.get_inputs()], input_data)
         outputs = session.run(None, feeds)
+        shapes = [list(output.shape) for output in outputs]
     except Exception as error:  # of many kinds, none of which may cost the user the model
         return Comparison(False, f"ONNX Runtime: {type(error).__name__}: {error}")
-    expected = _outputs(model, input_data)
-    shapes = [list(output.shape) for output in outputs]
+    try:
+        expected = _outputs(model, input_data)
+    except Exception as error:  # the model is the user's: as above
+        return Comparison(False, f"torch simulation: {type(error).__name__}: {error}")
     if shapes != [list(output.shape) for output in expected]:
         return Comparison(False, f"outputs differ in number or shape: {shapes} in ONNX Runtime")
     pairs = [
         (e.astype(np.float64), o.astype(np.float64)) for e, o in zip(expected, outputs, strict=True)
     ]
-    difference = max((_largest(e - o) for e, o in pairs), default=0.0)
+    difference = max((_difference(e, o) for e, o in pairs), default=0.0)
     note = "torch simulation against ONNX Runtime on input_data"
     return Comparison(True, note, difference, max((_largest(e) for e, _ in pairs), default=0.0))
 
@@ -87,5 +90,13 @@ def _outputs(model: nn.Module, input_data: Any) -> list[Any]:
     return [leaf.detach().cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
+def _difference(one: Any, other: Any) -> float:
+    """The largest one; infinite if one side only is NaN or infinite."""
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(one - other)
+    gaps[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0
+    return float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0.0))
+
+
 def _largest(values: Any) -> float:
-    return float(np.abs(values).max()) if values.size else 0.0
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
