@@ -35,8 +35,8 @@ def encode(metric: Any) -> Any:
         return {kind.__name__: [encode(item) for item in metric]}
     if kind is dict:
         return {"dict": [[encode(key), encode(value)] for key, value in metric.items()]}
-    if kind is torch.Tensor and metric.nbytes <= LARGEST:
-        return {"tensor": _bytes(metric.detach().cpu())}
+    if kind is torch.Tensor and metric.layout == torch.strided and metric.nbytes <= LARGEST:
+        return {"tensor": _bytes(metric.detach())}
     tag = "array" if kind is np.ndarray else "scalar" if isinstance(metric, np.generic) else None
     if tag and metric.dtype.kind in "biuf" and metric.nbytes <= LARGEST:
         data = base64.b64encode(np.ascontiguousarray(metric).tobytes()).decode()
@@ -60,7 +60,8 @@ def decode(value: Any) -> Any:
             return {decode(key): decode(item) for key, item in content}
         case "tensor":
             buffer = io.BytesIO(base64.b64decode(content))
-            return torch.load(buffer, weights_only=True)
+            device = None if torch.cuda.is_available() else "cpu"  # None: where it was
+            return torch.load(buffer, device, weights_only=True)
         case "array" | "scalar":
             dtype, shape, data = content
             array = np.frombuffer(base64.b64decode(data), dtype).reshape(shape).copy()

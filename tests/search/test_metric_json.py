@@ -52,6 +52,16 @@ def test_tensors_come_back_bit_for_bit(dtype):
     assert torch.equal(again, tensor)
 
 
+def test_a_sparse_tensor_has_no_form():
+    with pytest.raises(NotStorable):
+        encode(torch.eye(3).to_sparse())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_comes_back_to_its_device():
+    assert decode(json.loads(json.dumps(encode(torch.ones(2, device="cuda"))))).is_cuda
+
+
 class Metric(float):
     pass
 
