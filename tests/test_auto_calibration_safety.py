@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from auto_flow import Flow, Scripted, same_state, state_of
 
+from amct_pytorch.common.auto_calibration import MseSensitivity
+
 JOURNAL = "out/net_auto_calibration_journal.jsonl"
 HISTORY = "amct_log/accuracy_based_auto_calibration_record.json"
 
@@ -115,6 +117,23 @@ def test_a_journal_of_another_model_config_or_evaluator_says_what_changed(flow, 
     newer.version = 2
     assert flow.run(newer).evaluations == 6
     assert "evaluator version (was None, is 2)" in caplog.text
+
+
+def test_a_journal_of_other_settings_says_what_changed(flow, caplog):
+    def interrupted():
+        with pytest.raises(Stop):
+            flow.run(Failing(flow.batches, 3, "evaluate", 4), resume=False, sensitivity="Mse")
+        caplog.clear()
+
+    interrupted()
+    normalized = MseSensitivity(do_normalization=True)
+    flow.run(Failing(flow.batches, 3, None, 0), sensitivity=normalized)
+    assert "sensitivity of normalized data (was False, is True)" in caplog.text
+
+    interrupted()
+    flow.model.stem[1].eps = 0.1
+    flow.run(Failing(flow.batches, 3, None, 0), sensitivity="Mse")
+    assert "changed: model weights (was" in caplog.text
 
 
 def test_resume_false_starts_anew(flow):

@@ -154,15 +154,16 @@ def fingerprint(
         "evaluator": full_name(evaluator),
         "evaluator version": str(evaluator.version),
         "sensitivity": full_name(sensitivity),
+        "sensitivity of normalized data": bool(getattr(sensitivity, "do_normalization", False)),
         "amct_pytorch": __version__,
     }
 
 
 def digest(model: nn.Module) -> str:
-    """A hash of the structure and the weights of a model."""
+    """A hash of the structure, the settings that layers show and the weights of a model."""
     total = hashlib.sha256()
     for name, module in model.named_modules():
-        total.update(f"{name}:{full_name(module)};".encode())
+        total.update(f"{name}:{full_name(module)}({module.extra_repr()});".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             total.update(f"{name}:{tensor.dtype}{list(tensor.shape)};".encode())
