@@ -185,6 +185,18 @@ def test_training_mode_that_is_left_behind_is_told_and_undone(flow, method, capl
     assert same_state(state_of(flow.model), state)
 
 
+def test_training_mode_is_undone_after_an_exception_too(flow):
+    class Trainer(Scripted):
+        def evaluate(self, model):
+            model.train()
+            raise KeyboardInterrupt
+
+    state = state_of(flow.model)
+    with pytest.raises(KeyboardInterrupt):
+        flow.run(Trainer(flow.batches, 3))
+    assert same_state(state_of(flow.model), state)
+
+
 def test_a_model_in_training_mode_is_told_of(flow, caplog):
     flow.model.train()
     flow.run(0)
@@ -287,6 +299,24 @@ def test_the_simulation_computes_in_float32_however_the_evaluator_runs_it(tmp_pa
     original, quantized = evaluator.outputs
     assert (original - quantized).abs().max() < 0.05 * original.abs().max()
     assert result.fidelity.largest_difference < 1e-5 * result.fidelity.largest_output
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [torch.eye(3).to_sparse(), "\ud800", {"\ud800": b"\xff"}],
+    ids=lambda m: type(m).__name__,
+)
+def test_a_metric_that_no_file_can_hold_costs_nothing(flow, metric):
+    class Odd(Scripted):
+        def evaluate(self, model):
+            self.float_layers = super().evaluate(model)
+            return metric
+
+        def metric_eval(self, original, new):
+            return self.float_layers >= self.needed, None
+
+    assert len(flow.run(Odd(flow.batches, 3)).rolled_back_layers) == 3
+    assert flow.report["outcome"]["satisfied"]
 
 
 def test_metrics_may_be_any_object(flow):

@@ -60,13 +60,15 @@ def json_safe(value: Any) -> Any:
     """`value` with NaN and infinity as None and what JSON does not know as text."""
     value = plain(value)
     if isinstance(value, dict):
-        return {str(key): json_safe(item) for key, item in value.items()}
+        return {json_safe(str(key)): json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, str):  # bytes of a path that are no UTF-8 come as lone surrogates
+        return value.encode(errors="replace").decode()
     if isinstance(value, Tensor):
         return f"tensor of shape {list(value.shape)}"
     text = repr(value)

@@ -70,7 +70,12 @@ class CheckedEvaluator:
     def _mode_kept(self, method: str, model: nn.Module) -> Iterator[None]:
         """Undoes, with a warning, that the user's method puts modules into training mode."""
         before = [(module, module.training) for module in model.modules()]
-        yield
+        try:
+            yield
+        finally:
+            self._undo_training(method, before)
+
+    def _undo_training(self, method: str, before: list[tuple[nn.Module, bool]]) -> None:
         changed = [module for module, training in before if module.training and not training]
         if changed:
             logger.warning(
