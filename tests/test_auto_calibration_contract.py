@@ -319,6 +319,21 @@ def test_a_metric_that_no_file_can_hold_costs_nothing(flow, metric):
     assert flow.report["outcome"]["satisfied"]
 
 
+def test_a_metric_of_whole_tensors_is_one_short_line_of_the_log(flow, caplog):
+    class Images(Scripted):
+        def evaluate(self, model):
+            self.float_layers = super().evaluate(model)
+            return [torch.rand(20, 20) for _ in range(20)]
+
+        def metric_eval(self, original, new):
+            return self.float_layers >= self.needed, None
+
+    with caplog.at_level(logging.INFO):
+        flow.run(Images(flow.batches, 3))
+    assert max(len(r.getMessage()) for r in caplog.records) < 400
+    assert not any("\n" in r.getMessage() for r in caplog.records)
+
+
 def test_metrics_may_be_any_object(flow):
     class Metric:
         def __init__(self, value):

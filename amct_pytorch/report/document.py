@@ -15,14 +15,12 @@ from ..layers.channels import channels_first
 from ..ops.fake_quantize import fake_quantize
 from ..ops.similarity import similarity
 from ..records import LayerRecord
-from ..search.judgement import plain
+from ..search.judgement import plain, shown
 from ..search.measure import Measured
 from ..search.model_search import ModelSearch, full_name
 from ..search.result import AutoCalibrationResult, Trial
 from ..version import __version__
 from .states import layer_states
-
-LONGEST = 200  # characters of a metric that is shown as text
 
 
 def describe_run(
@@ -71,8 +69,7 @@ def json_safe(value: Any) -> Any:
         return value.encode(errors="replace").decode()
     if isinstance(value, Tensor):
         return f"tensor of shape {list(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return shown(value)
 
 
 def _outcome(

@@ -18,7 +18,7 @@ from ..suggest import did_you_mean
 from .checked import CheckedEvaluator
 from .evaluator import AutoCalibrationEvaluatorBase
 from .journal import Journal
-from .judgement import Judgement, plain
+from .judgement import Judgement, plain, shown
 from .options import LEAST_EVALUATIONS, SearchOptions
 from .progress import Progress, duration
 from .result import Trial
@@ -126,7 +126,7 @@ class AccuracyBasedAutoCalibrationBase:
         if not judged.satisfied:
             raise ValueError(
                 f"{self.evaluator.name}.metric_eval(original, original): expected the float model "
-                f"to satisfy beside itself, got {tuple(judged)} for {self.original_metric!r}; "
+                f"to satisfy beside itself, got {tuple(judged)} for {shown(self.original_metric)}; "
                 "check metric_eval"
             )
         self.first_factors, self.scores = self._first_calibration()
@@ -238,7 +238,8 @@ class AccuracyBasedAutoCalibrationBase:
         self.trials.note_metric(config, calibrated, metric, seconds)
         trial = Trial(dict(config), metric, *self._judge(metric), seconds, calibrated)
         verdict = "satisfies" if trial.satisfied else "does not satisfy"
-        logger.info("%s: metric %s, loss %s: %s", _words(config), metric, trial.loss, verdict)
+        text = "%s: metric %s, loss %s: %s"
+        logger.info(text, _words(config), shown(metric), trial.loss, verdict)
         return self.trials.add(trial, factors)
 
     def _judge(self, metric: Any) -> Judgement:
@@ -343,8 +344,8 @@ class AccuracyBasedAutoCalibrationBase:
                 "%s.evaluate gave %s, then %s for the same float model: judgements of such a "
                 "metric are a matter of luck; fix its seeds and its data",
                 self.evaluator.name,
-                self.original_metric,
-                again,
+                shown(self.original_metric),
+                shown(again),
             )
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+LONGEST = 200  # characters of a value that is shown as text
+
 
 class Judgement(NamedTuple):
     """Whether a metric satisfies, and how much accuracy was lost (None: not told)."""
@@ -29,11 +31,15 @@ def judgement(value: object, source: str) -> Judgement:
         satisfied, loss = plain(value[0]), plain(value[1])
         if isinstance(satisfied, bool) and (loss is None or is_number(loss)):
             return Judgement(satisfied, None if loss is None else float(loss))
-    shown = repr(value)
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     raise TypeError(
-        f"{source}: expected a pair (satisfied: bool, loss: float or None), got {shown}"
+        f"{source}: expected a pair (satisfied: bool, loss: float or None), got {shown(value)}"
     )
+
+
+def shown(value: object) -> str:
+    """`value` in one line of bounded length; a metric may be whole tensors."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def plain(value: Any) -> Any:
