@@ -18,6 +18,8 @@ from amct_pytorch.common.auto_calibration import (
     BinarySearchStrategy,
     SensitivityBase,
 )
+from amct_pytorch.records import Records
+from amct_pytorch.search import model_search
 
 MODELS = ["net_deploy_model.onnx", "net_fake_quant_model.onnx"]
 
@@ -116,6 +118,18 @@ def test_one_capture_serves_everything(flow, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: exports.append(1) or export(*a, **k))
     flow.run(3)
     assert len(exports) == 1
+
+
+@pytest.mark.parametrize("mode", ["DEFAULT", "FORCE_FP16_QUANT"])
+def test_the_records_in_use_are_those_of_their_text(tmp_path, monkeypatch, mode):
+    made, make = [], model_search.records_so_far
+    monkeypatch.setattr(
+        model_search, "records_so_far", lambda *a: made.append(make(*a)) or made[-1]
+    )
+    flow = Flow(tmp_path, edit=lambda config: config.update(fakequant_precision_mode=mode))
+    flow.run(3)
+    assert len(made) == 2
+    assert [Records.parse(records.dumps()) for records in made] == made
 
 
 def test_scores_come_from_one_pass_without_another_calibration(flow):

@@ -57,7 +57,10 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         self._check_batches(calibration)
         known = {n: record for n, record in weights.items() if n in calibration.factors}
         self.left_float |= _reasons(calibration)
-        return records_so_far(known, Calibration(0, factors=calibration.factors)).dumps()
+        records = records_so_far(known, Calibration(0, factors=calibration.factors))
+        factors = records.dumps()
+        self._parsed[factors] = records
+        return factors
 
     def use(self, factors: str) -> None:
         records = self._records(factors) if factors else Records({})
