@@ -75,8 +75,8 @@ def accuracy_based_auto_calibration(
             the winner), "Greedy" (the worst layer, then the next), or an instance.
         sensitivity: "CosineSimilarity", "Mse", "Sqnr" or an instance.
         max_evaluations, max_seconds: the search ends there; the best model so far is exported,
-            and `satisfied` of the result tells whether it is good enough. Seconds are those of
-            the whole call; an evaluation that has begun is not cut off.
+            and `satisfied` of the result tells whether it is good enough. Seconds count
+            from the end of the capture; an evaluation that has begun is not cut off.
         resume: go on where an interrupted call with the same model, configuration, evaluator and
             sensitivity has stopped. `False` starts anew.
         progress: a bar on stderr, if that is a terminal.

@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..graph.options import split_input_data
 
-TOLERANCE = 1e-3  # of the largest output
+# Of the largest output. Behind a float layer the order of additions can flip a code, and a flipped
+# code others; 0.6 % was seen on a deep model that was right.
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
     def switch(self, roll_back_config: Config) -> None:
         """Quantizes these layers of the simulation and runs the others in float."""
         for name, layer in self._layers.items():
-            layer.enabled = roll_back_config.get(name, False)
+            # A layer that its own calibration left out is exported in float, so it runs so.
+            layer.enabled = roll_back_config.get(name, False) and name in self.records
 
     def records_of(self, trial: Trial) -> Records:
         """The records of the layers that a trial quantized, by the factors in use."""
