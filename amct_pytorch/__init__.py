@@ -4,6 +4,12 @@ from . import calibrators, ops
 from .auto_calibration import accuracy_based_auto_calibration
 from .logging import set_logging_level
 from .ptq import create_quant_config, quantize_model, save_model
+from .qat import (
+    create_quant_retrain_config,
+    create_quant_retrain_model,
+    restore_quant_retrain_model,
+    save_quant_retrain_model,
+)
 from .search.model_evaluator import ModelEvaluator
 from .transforms.simulate import simulate_model
 from .version import __version__
@@ -14,9 +20,13 @@ __all__ = [
     "accuracy_based_auto_calibration",
     "calibrators",
     "create_quant_config",
+    "create_quant_retrain_config",
+    "create_quant_retrain_model",
     "ops",
     "quantize_model",
+    "restore_quant_retrain_model",
     "save_model",
+    "save_quant_retrain_model",
     "set_logging_level",
     "simulate_model",
 ]

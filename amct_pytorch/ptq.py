@@ -13,13 +13,13 @@ from .config.simplified import load_simplified
 from .export.graphs import graph_files, model_paths
 from .export.model_file import load_model, model_files
 from .files import check_distinct, check_file_name, check_save_path, check_writable, write_files
-from .graph.facts import ModelFacts
 from .graph.options import DynamicAxes, ExportOptions
 from .records import Records
 from .steps import (
     capture_model,
     check_types,
     copy_model,
+    list_float_layers,
     modified_graph,
     prepare,
     start_calibration,
@@ -77,7 +77,7 @@ def create_quant_config(
                 "skip_layers is not used: config_defination %s decides", config_defination
             )
         config = load_simplified(config_defination, facts)
-    _list_float_layers(facts)
+    list_float_layers(facts)
     config.save(config_file)
 
 
@@ -173,9 +173,3 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
         check_writable(path)
     records = Records.load(record_file)
     write_files(graph_files(load_model(modfied_onnx_file), records, paths))
-
-
-def _list_float_layers(facts: ModelFacts) -> None:
-    for layer in facts.layers.values():
-        if layer.reason is not None:
-            logger.warning("%s (%s) is left float: %s", layer.name, layer.kind, layer.reason)

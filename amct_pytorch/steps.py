@@ -56,7 +56,7 @@ def prepare(
     fused = {}
     if config.do_fusion:
         fused = fuse_batch_norms(model, captured, facts, config.skip_fusion_layers)
-    _name_nodes(captured, facts)
+    name_layers(captured, facts)
     return Prepared(model, captured, facts, config, fused)
 
 
@@ -122,6 +122,13 @@ def capture_model(
     return captured, analyze(model, captured)
 
 
+def list_float_layers(facts: ModelFacts) -> None:
+    """Warns of every layer that cannot be quantized, with the reason."""
+    for layer in facts.layers.values():
+        if layer.reason is not None:
+            logger.warning("%s (%s) is left float: %s", layer.name, layer.kind, layer.reason)
+
+
 def check_offered(config: QuantConfig) -> None:
     """Raises RuntimeError for an algorithm that the configuration knows and is not here yet."""
     for name, layer in config.enabled.items():
@@ -136,7 +143,7 @@ def check_offered(config: QuantConfig) -> None:
                 )
 
 
-def _name_nodes(captured: Capture, facts: ModelFacts) -> None:
+def name_layers(captured: Capture, facts: ModelFacts) -> None:
     """Gives the node of every layer the layer's name."""
     nodes = {
         name: main_nodes(captured, name, layer.kind)[0]

@@ -22,7 +22,7 @@ MAIN_OPS = {
     "Linear": ("Gemm", "MatMul"),
     "AvgPool2d": ("AveragePool",),
 }
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Layer:
     groups: int = 1
     in_channels: int = 0  # 0 for AvgPool2d
     out_channels: int = 0
+    input: str = ""  # the value in the graph that it reads; layers of one value share their input
+    input_op: str = ""  # what computes that value, like "Relu"; empty for an input of the graph
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,16 @@ def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
         kind = kind_of(module)
         if kind is None:
             continue
+        reason = _reason(name, module, kind, capture, owners)
+        value, producer = ("", "")
+        if reason is None:
+            value, producer = _input(main_nodes(capture, name, kind)[0], capture.nodes[name])
         layers[name] = Layer(
             name,
             kind,
-            _reason(name, module, kind, capture, owners),
+            reason,
+            input=value,
+            input_op=producer,
             has_bias=getattr(module, "bias", None) is not None,
             groups=getattr(module, "groups", 1),
             in_channels=getattr(module, "in_channels", getattr(module, "in_features", 0)),
@@ -76,6 +84,16 @@ def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
         )
     modules = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
     return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners))
+
+
+def _input(node: ir.Node, own: list[ir.Node]) -> tuple[str, str]:
+    """The name of what a layer reads, and the type of the node that computes it."""
+    value = node.inputs[0]
+    assert value is not None
+    producer = value.producer()
+    if producer in own:  # the padding of an average pooling
+        return _input(producer, own)
+    return str(value.name), "" if producer is None else producer.op_type
 
 
 def _parameter_owners(model: nn.Module) -> dict[int, list[str]]:

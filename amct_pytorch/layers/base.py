@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 
-class AmctLayer(nn.Module):
-    """A stand-in for the layer `name`, which it holds as `sub_module`."""
+class Processed:
+    """Marks the modules of this package that a float model does not have."""
 
-    def __init__(self, name: str, sub_module: nn.Module) -> None:
+
+class AmctLayer(nn.Module, Processed):
+    """A stand-in for the layer `name`, which it holds at the path HELD_AS."""
+
+    HELD_AS: ClassVar[tuple[str, ...]] = ("sub_module",)
+
+    def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.sub_module = sub_module
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the layer it stands for: models read `weight` or `in_features`."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("sub_module"), name)
+            held: nn.Module = self
+            for part in self.HELD_AS:
+                held = held.__dict__["_modules"].get(part)
+                if held is None:  # half unpickled
+                    raise
+            return getattr(held, name)
 
     def first_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The activation the layer is called on."""
@@ -40,7 +50,7 @@ def check_not_processed(model: nn.Module) -> None:
     found = {
         name: type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, AmctLayer)
+        if isinstance(module, Processed)
     }
     if found:
         listed = ", ".join(

@@ -50,7 +50,8 @@ class CalibratedLayer(AmctLayer):
         calibrator: Calibrator,
         calibration: Calibration,
     ) -> None:
-        super().__init__(name, sub_module)
+        super().__init__(name)
+        self.sub_module = sub_module
         self.calibrator: Calibrator | None = calibrator
         self.calibration = calibration
         calibration.seen[name] = 0

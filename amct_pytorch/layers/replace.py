@@ -7,7 +7,10 @@ from torch import nn
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Puts `new` wherever `old` stands in `model`, under every name it has, in its mode."""
-    new.training = old.training
+    kept = set(old.modules())  # what moves into `new` keeps its own mode
+    for module in new.modules():
+        if module not in kept:
+            module.training = old.training
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is old and parent is not new:

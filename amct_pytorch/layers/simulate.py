@@ -39,7 +39,8 @@ class SimulatedLayer(AmctLayer):
         bias: Tensor | None,
         deq_scale: Tensor,
     ) -> None:
-        super().__init__(name, sub_module)
+        super().__init__(name)
+        self.sub_module = sub_module
         self.enabled = True
         self.act_bits = act_bits
         self.integer = _with_integers(sub_module, weight, bias)

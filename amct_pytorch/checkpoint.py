@@ -1,0 +1,44 @@
+"""Reading the state of a training that was saved with torch.save."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+def load_checkpoint(path: str, name: str | None) -> dict[str, Any]:
+    """The state dict in the file `path`, or under the key `name` in it, without wrappers' prefixes.
+
+    Raises FileNotFoundError for a missing file, KeyError for a missing `name`, RuntimeError for a
+    file that holds no state dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise RuntimeError(
+            f"{path}: expected what torch.save(model.state_dict(), ...) wrote, got a file that "
+            f"cannot be read as tensors and numbers ({error})"
+        ) from error
+    if name is not None:
+        if not isinstance(content, dict) or name not in content:
+            keys = ", ".join(map(repr, content)) if isinstance(content, dict) else "no dictionary"
+            raise KeyError(f"{path}: state_dict_name {name!r} is missing; the file has {keys}")
+        content = content[name]
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        found = f"keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
+        raise RuntimeError(
+            f"{path}: expected a state dict, names to tensors, got {found}; give state_dict_name "
+            "if it stands under a key"
+        )
+    return _without_wrappers(content)
+
+
+def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:
+    for prefix in WRAPPERS:
+        if state and all(key.startswith(prefix) for key in state):
+            return _without_wrappers({k.removeprefix(prefix): v for k, v in state.items()})
+    return state

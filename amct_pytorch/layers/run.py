@@ -1,0 +1,57 @@
+"""Running a layer on another weight than its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+def run_layer(
+    module: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_size: list[int] | None = None,
+) -> Tensor:
+    """What `module` computes of `x` with `weight` and `bias` in the place of its own.
+
+    `module` is of a quantizable type; average pooling has neither. `output_size` is for transposed
+    convolutions, as in their forward.
+    """
+    match module:
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d():
+            deconv: Any = (F.conv_transpose1d, F.conv_transpose2d)[len(module.kernel_size) - 1]
+            padding = module._output_padding(
+                x,
+                output_size,
+                module.stride,
+                module.padding,
+                module.kernel_size,
+                len(module.kernel_size),
+                module.dilation,
+            )
+            result: Tensor = deconv(
+                x,
+                weight,
+                bias,
+                module.stride,
+                module.padding,
+                padding,
+                module.groups,
+                module.dilation,
+            )
+            return result
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            conv: Any = (F.conv1d, F.conv2d, F.conv3d)[len(module.kernel_size) - 1]
+            result = conv(
+                x, weight, bias, module.stride, module.padding, module.dilation, module.groups
+            )
+            return result
+        case nn.Linear():
+            return F.linear(x, weight, bias)  # type: ignore[arg-type]
+        case nn.AvgPool2d():
+            result = module(x)
+            return result
+    raise TypeError(f"a {type(module).__name__} is not a layer that can be quantized")

@@ -1,0 +1,48 @@
+"""One quantization for an input that several layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SharedInput:
+    """Keeps the quantized form of the newest input until every reader has had it.
+
+    Nothing is kept where a kept tensor would be wrong or useless: in a compiled graph, whose
+    compiler joins equal calls itself, in a forward that a backward pass repeats, and while what
+    autograd saves is packed away to be recomputed.
+    """
+
+    def __init__(self) -> None:
+        self.readers = 1
+        self._left = 0
+        self._key: tuple[Any, ...] | None = None
+        self._value: Tensor | None = None
+
+    def get(self, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+        """quantize(x), computed once for all readers of the same tensor."""
+        if self.readers == 1 or torch.compiler.is_compiling() or _recomputes():
+            return quantize(x)
+        key = (x._version, torch.is_grad_enabled())
+        if self._key is None or self._key[0] is not x or self._key[1:] != key:
+            self._value = quantize(x)
+            self._key, self._left = (x, *key), self.readers
+        value = self._value
+        assert value is not None
+        self._left -= 1
+        if self._left == 0:
+            self._key = self._value = None
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"readers": self.readers, "_left": 0, "_key": None, "_value": None}
+
+
+def _recomputes() -> bool:
+    in_backward = torch._C._current_graph_task_id() != -1
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return in_backward or hooks is not None

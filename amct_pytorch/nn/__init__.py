@@ -1,0 +1,1 @@
+"""Modules that take the place of torch's in a model that is trained to be quantized."""

@@ -1,0 +1,1 @@
+"""See `amct_pytorch.nn.module.quantization`."""
