@@ -15,8 +15,9 @@ def convert_qat_model(onnx_file: str, save_path: str) -> None:
 
     Args:
         onnx_file: a model with QuantizeLinear and DequantizeLinear at the input and at the weight
-            of Conv, ConvTranspose, Gemm or MatMul nodes, as `torch.onnx.export` writes it from a
-            model that was trained with fake quantization. It is not changed.
+            of Conv, ConvTranspose, Gemm or MatMul nodes, or at both inputs of a MatMul, as
+            `torch.onnx.export` writes it from a model that was trained with fake quantization. It
+            is not changed.
         save_path: `folder/prefix`; writes `<prefix>_deploy_model.onnx` and
             `<prefix>_fake_quant_model.onnx` (no prefix: `deploy_model.onnx`, ...).
 

@@ -175,6 +175,25 @@ def test_layers_behind_each_other(tmp_path):
     check_same(converted, torch.randn(7, 3, 8, 8).numpy(), atol=ACT * WEIGHT * 128)
 
 
+class Attention(nn.Module):
+    """A product of two activations, one of which a layer computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = Trained(nn.Linear(8, 8, bias=False), zero=4)
+
+    def forward(self, x):
+        query = quantized(self.query(x), 0.0113)  # of whose ties the sums miss all
+        return torch.softmax(query @ quantized(x.transpose(1, 2)), -1)
+
+
+def test_product_of_two_activations(tmp_path):
+    model, x = seeded(lambda: (Attention(), torch.randn(4, 8, 8)))
+    converted = export(tmp_path, model, x)
+    assert op_types(converted.deploy).count("AscendQuant") == 3
+    check_same(converted, x.numpy(), atol=1e-5, deploy_rtol=1e-6)
+
+
 # ---- files and arguments ----
 
 

@@ -2,7 +2,8 @@
 
 A quantized layer has a pair at its input and its weight comes through DequantizeLinear. Both go:
 the layer gets the values that the weight has on its grid, and a record from which the deploy and
-the fake_quant graph are written as for any other model.
+the fake_quant graph are written as for any other model. A MatMul of two activations has a pair at
+both inputs.
 """
 
 from __future__ import annotations
@@ -110,18 +111,20 @@ def _check_recurrent(graph: ir.Graph) -> None:
 
 def _read_layer(node: ir.Node) -> LayerRecord | None:
     """Makes one layer float and names it; its factors, or None if it is not quantized."""
-    pair = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if pair is not None and not is_node(pair, DEQUANTIZE):
-        pair = None
+    pair = _pair_at(node.inputs[0])
     weight = evaluate(node.inputs[1])
     grid = None if weight is None else weight.grid
     if pair is None and grid is None:
         return None
     name = _name_after_constants(node)
+    second = _pair_at(node.inputs[1])
+    if weight is None and pair is not None and second is not None and node.op_type == "MatMul":
+        return _read_product(node, pair, second)
     if weight is None or grid is None:
+        assert pair is not None
         found = "is computed in forward" if weight is None else "is float"
         raise RuntimeError(
-            f"{name}: its input is quantized (by {label(pair) if pair else ''}), but its weight "
+            f"{name}: its input is quantized (by {label(pair)}), but its weight "
             f"(input 1 of the {node.op_type}) {found}; quantize both or none"
         )
     _replace_by_constant(node, 1, weight)
@@ -149,10 +152,7 @@ def _record(node: ir.Node, pair: ir.Node, grid: Grid) -> LayerRecord:
             "quantize the weight symmetrically"
         )
     _check_packing(name, site, grid)
-    scale_d, offset_d, act_bits = _activation(name, pair)
-    quantize = pair.inputs[0].producer() if pair.inputs[0] is not None else None
-    assert quantize is not None
-    node.replace_input_with(0, quantize.inputs[0])
+    scale_d, offset_d, act_bits = _take_pair(node, 0, pair)
     scale_w = _scale_per_channel(name, site, grid)
     return LayerRecord(
         scale_d=scale_d,
@@ -164,8 +164,36 @@ def _record(node: ir.Node, pair: ir.Node, grid: Grid) -> LayerRecord:
     )
 
 
-def _activation(name: str, dequantize: ir.Node) -> tuple[float, int, int]:
-    """Scale, signed offset and bits of the pair that ends in `dequantize`."""
+def _read_product(node: ir.Node, first: ir.Node, second: ir.Node) -> LayerRecord:
+    """The factors of a MatMul of two activations; those of the second stand for the weight's."""
+    name = str(node.name)
+    scales = []
+    for index, pair in enumerate((first, second)):
+        scale, offset, bits = _take_pair(node, index, pair)
+        if offset != 0 or bits != 8:
+            raise RuntimeError(
+                f"{name}: expected 8 bits and offset 0 at both inputs, as no weight is constant, "
+                f"got {bits} bits and offset {offset} at input {index}"
+            )
+        value = node.inputs[index]
+        if value is not None and value.shape is not None and len(value.shape) < 2:
+            raise RuntimeError(
+                f"{name}: expected inputs of 2 dimensions or more, got {len(value.shape)} at "
+                f"input {index}"
+            )
+        scales.append(scale)
+    return LayerRecord(scales[0], 0, (scales[1],), (0,), act_type="INT8", wts_type="INT8")
+
+
+def _pair_at(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that writes `value`."""
+    producer = None if value is None else value.producer()
+    return producer if is_node(producer, DEQUANTIZE) else None
+
+
+def _take_pair(node: ir.Node, index: int, dequantize: ir.Node) -> tuple[float, int, int]:
+    """Takes the pair that ends in `dequantize` off an input: its scale, signed offset and bits."""
+    name = str(node.name)
     quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
     if quantize is None or not is_node(quantize, QUANTIZE):
         raise RuntimeError(
@@ -179,6 +207,7 @@ def _activation(name: str, dequantize: ir.Node) -> tuple[float, int, int]:
             f"{name}: expected one scale for its input, {label(quantize)} has {factors.scale.size}"
         )
     assert factors.codes is not None
+    node.replace_input_with(index, quantize.inputs[0])
     bits, middle = BITS_AND_MIDDLE[factors.codes]
     return float(factors.scale[0]), int(factors.zero[0]) - middle, bits
 
@@ -302,7 +331,8 @@ def _name_after_constants(node: ir.Node) -> str:
 
 def _names_behind(node: ir.Node) -> Iterator[str]:
     """The names of the initializers that the weight and the bias come from, weight first."""
-    values = [value for value in node.inputs[1:] if value is not None]
+    constants = [value for value in node.inputs[1:] if evaluate(value) is not None]
+    values = [value for value in constants if value is not None]
     while values:
         value = values.pop(0)
         producer = value.producer()

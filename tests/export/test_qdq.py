@@ -329,6 +329,76 @@ def test_opset_10_is_raised_to_what_fake_quant_needs(tmp_path):
     check_same(converted, X, atol=1e-6)
 
 
+# ---- products of two activations ----
+
+
+def product(first=(0.05, 0), second=(0.1, 0), **options):
+    """relu(x) @ transpose(x), both quantized."""
+    graph = Qdq()
+    left = graph.pair(graph.add("Relu", "x"), *first, **options)
+    right = graph.pair(graph.add("Transpose", "x", perm=[0, 2, 1]), *second, **options)
+    return graph.model(graph.add("MatMul", left, right, name="qk"), shape=["N", 4, 2])
+
+
+def test_product_of_two_activations(tmp_path):
+    converted = convert(tmp_path, product())
+    deploy = converted.deploy
+    assert list(node(deploy, "qk").input) == ["qk.quant.output0", "qk.second.quant.output0"]
+    assert attributes(deploy, "qk.quant")["scale"] == 20.0
+    assert attributes(deploy, "qk.second.quant")["scale"] == 10.0
+    (word,) = constant(deploy, "qk.dequant.param").astype(np.uint32).view(np.float32)
+    assert word == np.float32(0.05) * np.float32(0.1)
+    # As many matrices as half their rows: nothing tells them from packed weights but their rank.
+    check_same(converted, RNG.normal(size=(1, 4, 2)).astype(np.float32), atol=1e-6)
+    check_same(converted, RNG.normal(size=(2, 4, 2)).astype(np.float32), atol=1e-6)
+
+
+def test_product_of_a_value_with_itself_quantizes_it_once(tmp_path):
+    graph = Qdq()
+    x = graph.pair("x", 0.05)
+    converted = convert(tmp_path, graph.model(graph.add("MatMul", x, x), shape=[3, 3]))
+    assert op_types(converted.deploy) == ["AscendQuant", "MatMul", "AscendDequant"]
+    check_same(converted, RNG.normal(size=(3, 3)).astype(np.float32), atol=1e-6)
+
+
+def test_product_and_layer_share_the_quantization_of_their_input(tmp_path):
+    graph = Qdq()
+    x = graph.pair("x", 0.05)
+    y = graph.add("MatMul", x, graph.weight(np.eye(2, dtype=np.float32), 0.01))
+    z = graph.add("MatMul", graph.pair(graph.add("Transpose", y), 0.1), x)
+    converted = convert(tmp_path, graph.model(z, shape=[2, 2]))
+    assert op_types(converted.deploy).count("AscendQuant") == 2
+    check_same(converted, X[:, :2], atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["first", "second"])
+def test_product_with_an_offset(tmp_path, where):
+    with pytest.raises(RuntimeError, match="qk: expected 8 bits and offset 0 at both inputs"):
+        convert(tmp_path, product(**{where: (0.05, 3)}))
+
+
+def test_product_in_16_bits(tmp_path):
+    model = product(codes=INT16)
+    model.opset_import[0].version = 21
+    with pytest.raises(RuntimeError, match="got 16 bits and offset 0 at input 0"):
+        convert(tmp_path, model)
+
+
+def test_product_with_a_vector(tmp_path):
+    graph = Qdq()
+    x = graph.pair("x", 0.05)
+    model = graph.model(graph.add("MatMul", x, x, name="dot"), shape=[3])
+    with pytest.raises(RuntimeError, match="dot: expected inputs of 2 dimensions or more, got 1"):
+        convert(tmp_path, model)
+
+
+def test_product_with_one_float_input(tmp_path):
+    graph = Qdq()
+    y = graph.add("MatMul", graph.pair("x", 0.05, name="act"), "x", name="qk")
+    with pytest.raises(RuntimeError, match="qk: its input is quantized .* is computed in forward"):
+        convert(tmp_path, graph.model(y, shape=[3, 3]))
+
+
 # ---- what has no deploy form ----
 
 
