@@ -106,6 +106,14 @@ def test_one_scale_for_all_channels(tmp_path, name):
     check_same(converted, x.numpy(), atol=HALF_A_UNIT + 1e-5)
 
 
+@pytest.mark.parametrize("name", ["conv2d grouped", "linear of rank 3"])
+def test_the_newer_exporter(tmp_path, name):
+    make, shape, axis = LAYERS[name]
+    model, x = seeded(lambda: (Trained(make(), zero=-9, axis=axis), torch.randn(shape)))
+    converted = export(tmp_path, model, x, dynamo=True, opset_version=18, verbose=False)
+    check_same(converted, x.numpy(), atol=HALF_A_UNIT + 1e-5)
+
+
 def test_unsigned_activations(tmp_path):
     model, x = seeded(lambda: (Trained(nn.Linear(8, 5), zero=-9, shift=128), torch.randn(3, 8)))
     converted = export(tmp_path, model, x)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -246,7 +247,10 @@ def _check_packing(name: str, site: Site, grid: Grid) -> None:
 def _fold_biases(graph: ir.Graph) -> None:
     """Makes biases float that come as int32 codes."""
     for node in list(graph):
-        source = evaluate(node.inputs[0]) if is_node(node, DEQUANTIZE) else None
+        codes = node.inputs[0] if is_node(node, DEQUANTIZE) else None
+        if codes is None or is_node(codes.producer(), QUANTIZE):
+            continue
+        source = evaluate(codes)
         if source is not None and source.quantize is None and source.values.dtype == np.int32:
             _fold(graph, node)
 
@@ -319,7 +323,7 @@ def _name_after_constants(node: ir.Node) -> str:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     name = node.name or node.op_type
-    for constant in _names_behind(node):
+    for constant in chain.from_iterable(map(_names_behind, node.inputs[1:])):
         stem = next((constant.removesuffix(s) for s in SUFFIXES if constant.endswith(s)), "")
         if stem:
             name = stem
@@ -329,14 +333,16 @@ def _name_after_constants(node: ir.Node) -> str:
     return node.name
 
 
-def _names_behind(node: ir.Node) -> Iterator[str]:
-    """The names of the initializers that the weight and the bias come from, weight first."""
-    constants = [value for value in node.inputs[1:] if evaluate(value) is not None]
-    values = [value for value in constants if value is not None]
+def _names_behind(value: ir.Value | None) -> list[str]:
+    """The names of the initializers that a constant comes from; none if it is computed."""
+    names, values = [], [value]
     while values:
         value = values.pop(0)
-        producer = value.producer()
-        if producer is None:
-            yield str(value.name)
-        else:
-            values[:0] = [source for source in producer.inputs if source is not None]
+        producer = None if value is None else value.producer()
+        if producer is not None:
+            values[:0] = producer.inputs
+        elif value is not None and value.is_initializer():
+            names.append(str(value.name))
+        elif value is not None:
+            return []
+    return names

@@ -210,7 +210,7 @@ def _moved(node: ir.Node, source: Constant) -> Constant | None:
     scale, zero = _move(node, source.grid.scale), _move(node, source.grid.zero)
     assert scale is not None
     assert zero is not None
-    grid = Grid(scale.astype(np.float32), zero.astype(np.int64), source.grid.codes)
+    grid = Grid(np.asarray(scale, np.float32), np.asarray(zero, np.int64), source.grid.codes)
     return replace(source, values=values, grid=grid)
 
 

@@ -293,6 +293,15 @@ def test_names_of_layers(tmp_path, weight, scale, name):
     assert next(n.name for n in converted.deploy.graph.node if n.op_type == "MatMul") == name
 
 
+def test_name_of_a_layer_with_a_computed_weight_is_its_own(tmp_path):
+    """Not that of the layer which computes the weight."""
+    graph = Qdq()
+    y = graph.add("MatMul", graph.pair("x", 0.05), graph.weight(FC, 0.00625))
+    y = graph.add("MatMul", graph.pair("x", 0.05), graph.add("Transpose", y), name="outer")
+    with pytest.raises(RuntimeError, match="outer: its input is quantized"):
+        convert(tmp_path, graph.model(y, shape=[2, 3]))
+
+
 def test_float_layers_stay(tmp_path):
     graph = Qdq()
     y = graph.add("MatMul", graph.pair("x", 0.05), graph.weight(FC, 0.00625))
