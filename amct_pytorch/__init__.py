@@ -2,6 +2,7 @@
 
 from . import calibrators, ops
 from .auto_calibration import accuracy_based_auto_calibration
+from .convert import convert_qat_model
 from .logging import set_logging_level
 from .ptq import create_quant_config, quantize_model, save_model
 from .qat import (
@@ -19,6 +20,7 @@ __all__ = [
     "__version__",
     "accuracy_based_auto_calibration",
     "calibrators",
+    "convert_qat_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",

@@ -20,7 +20,7 @@ LAYERS = [
     ["steps"],
     ["search"],
     ["report"],
-    ["ptq", "auto_calibration"],
+    ["ptq", "auto_calibration", "convert"],
     ["common"],  # import paths that users know
     [PACKAGE],  # the public names
 ]

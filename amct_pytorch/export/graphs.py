@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ..graph.padding import fold_pad
-from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, locate
+from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
 from ..records import OpType, Records, RecordTarget
 from .deploy import DeployWriter
 from .fake_quant import FakeQuantWriter
@@ -76,7 +76,8 @@ def _sites(model: ir.Model) -> dict[str, Site]:
     for node in model.graph:
         if node.op_type in LAYER_OPS and node.name:
             try:
-                sites[node.name] = locate(node)
+                product = Site(node, None, None, None) if is_product(node) else None
+                sites[node.name] = product or locate(node)
             except UnsupportedSiteError as error:
                 logger.debug("%s: %s", node.name, error)
     return sites

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from .._binary import host
-from ..graph.site import Site
+from ..graph.site import Site, is_product
 from ..layers.channels import channels_first, channels_restored
 from ..ops.fake_quantize import quantize
 from ..records import LayerRecord
@@ -32,9 +32,12 @@ class IntegerLayer:
     offset_d: int
     act_bits: int
     wts_bits: int
-    weight: NDArray[np.int8] | None  # in the layout of the site; None for AveragePool
+    weight: NDArray[np.int8] | None  # in the layout of the site; None if that has none
     bias: NDArray[np.int32] | None
     deq_scale: NDArray[np.float32]  # fl(scale_w * scale_d), one or one per output channel
+    # Of the second input of a MatMul without weight, in wts_bits with offset 0; its record has it
+    # as scale_w.
+    scale_second: np.float32 | None = None
 
 
 def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
@@ -66,6 +69,7 @@ def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
         weight=weight,
         bias=None if site.bias is None else quantize_bias(name, site.bias, deq_scale),
         deq_scale=deq_scale,
+        scale_second=np.float32(record.scale_w[0]) if is_product(site.node) else None,
     )
     _check_accumulator(layer, site)
     return layer

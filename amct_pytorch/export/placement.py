@@ -1,15 +1,17 @@
 """Where quantization and dequantization go in a graph; what they are is the writers' matter.
 
-Quantization stands directly at input 0 of a layer and is shared by layers with equal factors on
-one value; dequantization stands directly behind the layer (behind the Add that holds a MatMul's
-bias). The names of the graph's inputs and outputs stay.
+Quantization stands directly at input 0 of a layer, and at input 1 of a MatMul without weight; it is
+shared by layers with equal factors on one value. Dequantization stands directly behind the layer
+(behind the Add that holds a MatMul's bias). The names of the graph's inputs and outputs stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from ..graph.site import Site
@@ -36,15 +38,25 @@ def rewrite(model: ir.Model, layers: Sequence[tuple[Site, IntegerLayer]], writer
     graph = model.graph
     shared: dict[tuple[object, ...], ir.Value] = {}
     for site, layer in layers:
-        key = (site.input, layer.scale_d.tobytes(), layer.offset_d, layer.act_bits, layer.dtype)
-        if key not in shared:
-            shared[key] = writer.quantize(graph, layer, site)
-        codes = shared[key]
+        inputs = [(site, layer)]
+        if layer.scale_second is not None:
+            inputs.append((replace(site, operand=1), _second(layer, layer.scale_second)))
         writer.constants(graph, layer, site)
-        site.node.replace_input_with(0, codes)
+        for at, factors in inputs:
+            scale_d = factors.scale_d.tobytes()
+            key = (at.input, scale_d, factors.offset_d, factors.act_bits, factors.dtype)
+            if key not in shared:
+                shared[key] = writer.quantize(graph, factors, at)
+            site.node.replace_input_with(at.operand, shared[key])
         _take_over(graph, site, writer.dequantize(graph, layer, site))
         for value in {site.node.outputs[0], site.output}:
             value.type = ir.TensorType(writer.accumulator)
+
+
+def _second(layer: IntegerLayer, scale: np.float32) -> IntegerLayer:
+    """The factors of a layer's second input as if it were the first."""
+    name = f"{layer.name}.second"
+    return replace(layer, name=name, scale_d=scale, offset_d=0, act_bits=layer.wts_bits)
 
 
 def _take_over(graph: ir.Graph, site: Site, real: ir.Value) -> None:

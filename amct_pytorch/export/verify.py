@@ -200,7 +200,9 @@ class Gemm(_IntegerOp):
 
 class MatMul(_IntegerOp):
     def _run(self, x: Array, weight: Array, x_offset: float = 0.0) -> tuple[Array]:
-        y = _codes(x, x_offset) @ _unpacked(weight, 0, x.shape[-1])
+        # More than two dimensions: codes of a second input, which are never packed.
+        second = _unpacked(weight, 0, x.shape[-1]) if weight.ndim == 2 else _codes(weight, 0.0)
+        y = _codes(x, x_offset) @ second
         return self._result(y, x)
 
 

@@ -3,7 +3,8 @@
 Weights: Conv [Cout, Cin/g, k...], ConvTranspose [Cin, Cout/g, k...], Gemm and MatMul [K, N].
 A weight may stand behind Identity, Transpose or Constant; Gemm's transB, alpha and beta are
 folded into the constants. The bias is input 2 of Conv, ConvTranspose and Gemm; for MatMul it is
-the constant at either input of the Add that alone consumes the product.
+the constant at either input of the Add that alone consumes the product. A MatMul of two computed
+values has neither.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ class Site:
     """A layer's node with its constants; `output` is the value that dequantization follows."""
 
     node: ir.Node
-    weight: Array | None  # None for AveragePool
+    weight: Array | None  # None for AveragePool and for a MatMul of two computed values
     bias: Array | None
     bias_add: ir.Node | None  # the Add that holds a MatMul's bias
+    operand: int = 0  # which input of the node is meant; 1: the second of two computed values
 
     @property
     def input(self) -> ir.Value:
-        value = self.node.inputs[0]
+        value = self.node.inputs[self.operand]
         assert value is not None
         return value
 
@@ -78,6 +80,13 @@ def locate(node: ir.Node) -> Site:
         if bias is not None and bias.size != weight.shape[1]:
             raise UnsupportedSiteError(f"its bias has shape {bias.shape}, not one per output")
     return Site(node, weight, None if bias is None else bias.reshape(-1), bias_add)
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether `node` is a MatMul of two computed values."""
+    if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
+        return False
+    return constant_of(node.inputs[1]) is None
 
 
 def replace_constants(site: Site, name: str, weight: Array | None, bias: Array | None) -> None:
