@@ -1,8 +1,9 @@
 """The fake_quant graph: the deploy graph's integers held in float, in standard operators.
 
 Quantization is Mul(1/scale), Round, Add(offset), Clip, Sub(offset); weights and biases are
-integer-valued floats; dequantization is one Mul behind the layer. Stock ONNX Runtime runs it.
-float16 layers compute in float32 between two Casts.
+integer-valued floats; dequantization is one Mul behind the layer. Before it a layer with a shift N
+passes its sum through int16: Mul(2^-N), Floor, Clip, Mul(2^N). Stock ONNX Runtime runs it. float16
+layers compute in float32 between two Casts.
 """
 
 from __future__ import annotations
@@ -49,18 +50,27 @@ class FakeQuantWriter:
         producer = at.output.producer()
         assert producer is not None
         chain = _Chain(graph, producer, f"{layer.name}.fakedequant", at.output, before=False)
-        chain.append("Mul", "mul", chain.constant("dqscale", _broadcastable(layer)))
+        if layer.shift is not None:
+            power = _broadcastable(layer, np.ldexp(np.float32(1), layer.shift.astype(np.int32)))
+            low = chain.constant("shift.min_val", -(2**15))
+            high = chain.constant("shift.max_val", 2**15 - 1)
+            chain.append("Mul", "shift.mul", chain.constant("shift.scale", 1 / power))
+            chain.append("Floor", "shift.floor")
+            chain.append("Clip", "shift.clip", low, high)
+            chain.append("Mul", "shift.mul_back", chain.constant("shift.back", power))
+        dqscale = _broadcastable(layer, layer.deq_scale)
+        chain.append("Mul", "mul", chain.constant("dqscale", dqscale))
         if layer.dtype == FLOAT16:
             chain.append("Cast", "cast", attributes=[ir.AttrInt64("to", int(FLOAT16))])
         return chain.value
 
 
-def _broadcastable(layer: IntegerLayer) -> NDArray[np.float32]:
-    """The scales shaped against the layer's output: [1, n, 1...] or [1, n]."""
+def _broadcastable(layer: IntegerLayer, factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One factor per scale, shaped against the layer's output: [1, n, 1...] or [1, n]."""
     trailing = 0
     if layer.op_type in ("Conv", "ConvTranspose") and layer.weight is not None:
         trailing = layer.weight.ndim - 2
-    return layer.deq_scale.reshape(1, -1, *[1] * trailing)
+    return factors.reshape(1, -1, *[1] * trailing)
 
 
 class _Chain:

@@ -23,7 +23,10 @@ INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """What a quantized layer computes: y = (sum((q_x - offset_d) * weight) + bias) * deq_scale."""
+    """What a quantized layer computes: y = (sum((q_x - offset_d) * weight) + bias) * deq_scale.
+
+    With a shift N the sum passes through int16: y = clip(floor(sum / 2^N)) * 2^N * deq_scale.
+    """
 
     name: str
     op_type: str  # Conv, ConvTranspose, Gemm, MatMul or AveragePool
@@ -35,6 +38,7 @@ class IntegerLayer:
     weight: NDArray[np.int8] | None  # in the layout of the site; None for AveragePool
     bias: NDArray[np.int32] | None
     deq_scale: NDArray[np.float32]  # fl(scale_w * scale_d), one or one per output channel
+    shift: NDArray[np.uint8] | None  # N, one per deq_scale; None: the sum stays in int32
 
 
 def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
@@ -66,6 +70,7 @@ def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
         weight=weight,
         bias=None if site.bias is None else quantize_bias(name, site.bias, deq_scale),
         deq_scale=deq_scale,
+        shift=shift_of(record),
     )
     _check_accumulator(layer, site)
     return layer
@@ -86,6 +91,11 @@ def dequant_scale(name: str, record: LayerRecord) -> NDArray[np.float32]:
             f"{deq_scale.max()!r}"
         )
     return deq_scale
+
+
+def shift_of(record: LayerRecord) -> NDArray[np.uint8] | None:
+    """N for each dequantization scale, or None where nothing is shifted."""
+    return np.asarray(record.shift_bit, np.uint8) if any(record.shift_bit) else None
 
 
 def quantize_rows(rows: torch.Tensor, record: LayerRecord) -> torch.Tensor:

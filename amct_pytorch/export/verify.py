@@ -2,7 +2,8 @@
 
 This is the reference for what the NPU computes. Codes carry their offset into the layer; the
 accumulator is sum((q - offset) * weight) + bias in int32, padding counts as real zero; behind it
-one float32 multiplication. All other nodes run in ONNX's own reference evaluator.
+one float32 multiplication, of floor(sum / 2^N) in int16 and 2^N where the layer has a shift N. All
+other nodes run in ONNX's own reference evaluator.
 """
 
 from __future__ import annotations
@@ -79,11 +80,14 @@ class AscendQuant(_IntegerOp):
 
 class AscendDequant(_IntegerOp):
     def _run(self, x: Array, words: Array, dtype: int) -> tuple[Array]:
-        scale, _, _ = host.unpack_dequant_words(words)
+        scale, _, shift = host.unpack_dequant_words(words)
         channel_axis = 1 if x.ndim > 2 and scale.size > 1 else x.ndim - 1
         shape = [1] * x.ndim
         shape[channel_axis] = -1
-        y = x.astype(np.float32) * scale.reshape(shape if scale.size > 1 else [1] * x.ndim)
+        if shift.any():
+            n = shift.astype(np.int32).reshape(shape)
+            x = np.ldexp(np.clip(x >> n, -32768, 32767).astype(np.float32), n)
+        y = x.astype(np.float32) * scale.reshape(shape)
         return (y.astype(np.float16 if dtype else np.float32),)
 
 

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _Problem = tuple[str, str, type[Exception]]  # field, text, exception type
 OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"]
 
+MOST_SHIFT = 16
 _EPSILON = float(np.finfo(np.float32).eps)
 _TYPES = {
     "dst_type": ("INT4", "INT8"),
@@ -25,6 +26,7 @@ _TYPES = {
     "fakequant_precision_mode": ("DEFAULT", "FORCE_FP16_QUANT"),
 }
 _PER_CHANNEL = ("Conv", "ConvTranspose")
+_ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # in int32: a shift is possible
 _RECURRENT = ("scale_h", "offset_h", "scale_r", "offset_r")
 
 
@@ -80,9 +82,10 @@ def _problems(record: LayerRecord, target: RecordTarget) -> Iterator[_Problem]:
             yield field, f"expected {' or '.join(allowed)}, got {value!r}", RuntimeError
     if target.op_type == "AveragePool" and record.dst_type == "INT4":
         yield "dst_type", "expected INT8 for an AveragePool, got INT4", RuntimeError
-    for field in ("shift_bit", *_RECURRENT):
+    article = "an" if target.op_type == "AveragePool" else "a"
+    for field in (*(() if target.op_type in _ACCUMULATING else ("shift_bit",)), *_RECURRENT):
         if getattr(record, field) not in (None, ()):
-            yield field, f"expected none for a {target.op_type}, found one", RuntimeError
+            yield field, f"expected none for {article} {target.op_type}, found one", RuntimeError
     yield from _length_problems(record, target)
     yield from _range_problems(record)
 
@@ -108,6 +111,9 @@ def _length_problems(record: LayerRecord, target: RecordTarget) -> Iterator[_Pro
         expected = " or ".join(map(str, sorted(allowed)))
         text = f"expected {expected} for this {target.op_type}, found {scales}"
         yield "scale_w", text, RuntimeError
+    shifts = len(record.shift_bit)
+    if shifts not in (0, scales):
+        yield "shift_bit", f"expected as many as scale_w ({scales}), found {shifts}", RuntimeError
 
 
 def _range_problems(record: LayerRecord) -> Iterator[_Problem]:
@@ -119,6 +125,10 @@ def _range_problems(record: LayerRecord) -> Iterator[_Problem]:
     for offset in record.offset_w:
         if offset != 0:
             yield "offset_w", f"expected 0, got {offset}", ValueError
+    for shift in record.shift_bit if any(record.shift_bit) else ():
+        if not 1 <= shift <= MOST_SHIFT:
+            text = f"expected 1 to {MOST_SHIFT}, or 0 for all, got {shift}"
+            yield "shift_bit", text, ValueError
     for field, scales in (("scale_d", (record.scale_d or 0.0,)), ("scale_w", record.scale_w)):
         for scale in scales:
             if not 0 < scale < math.inf:  # a NaN is not
