@@ -336,6 +336,8 @@ TARGETS = {
     "gemm": RecordTarget("Gemm", 3, 2),
     "matmul": RecordTarget("MatMul", 3, 2),
     "pool": RecordTarget("AveragePool", 0, 0),
+    "lstm": RecordTarget("LSTM", 8, 3),  # a hidden state of 2
+    "gru": RecordTarget("GRU", 6, 3),
 }
 EPS = 2.0**-23
 
@@ -356,10 +358,19 @@ def per_channel(count: int) -> dict:
     return {"scale_w": (0.5,) * count, "offset_w": (0,) * count}
 
 
+def recurrent(count: int, **changes) -> dict:
+    of_hidden = {"scale_h": 0.1, "offset_h": 0, "scale_r": (0.5,) * count, "offset_r": (0,) * count}
+    return per_channel(count) | of_hidden | changes
+
+
 @pytest.mark.parametrize(
     ("layer", "changes"),
     [
         ("conv", {}),
+        ("lstm", recurrent(4)),
+        ("lstm", recurrent(8, act_type="INT16", offset_h=32767)),
+        ("gru", recurrent(3, offset_h=-128)),
+        ("gru", recurrent(6, dst_type="INT8")),
         ("conv", per_channel(3)),
         ("up", per_channel(3)),
         ("gemm", {}),
@@ -416,6 +427,48 @@ MISSING = "expected in every quantized layer, found none"
             {**per_channel(3), "shift_bit": (1,)},
             RuntimeError,
             "shift_bit: expected as many as scale_w (3), found 1",
+        ),
+        ("lstm", recurrent(4, scale_h=None), RuntimeError, f"scale_h: {MISSING}"),
+        ("lstm", recurrent(4, offset_h=None), RuntimeError, f"offset_h: {MISSING}"),
+        ("gru", recurrent(3, scale_r=()), RuntimeError, f"scale_r: {MISSING}"),
+        ("gru", recurrent(3, offset_r=()), RuntimeError, f"offset_r: {MISSING}"),
+        ("lstm", recurrent(1), RuntimeError, "scale_w: expected 4 or 8 for this LSTM, found 1"),
+        ("gru", recurrent(4), RuntimeError, "scale_w: expected 3 or 6 for this GRU, found 4"),
+        (
+            "gru",
+            recurrent(3, scale_r=(0.5,) * 6),
+            RuntimeError,
+            "scale_r: expected as many as scale_w (3), found 6",
+        ),
+        (
+            "gru",
+            recurrent(3, offset_r=(0,)),
+            RuntimeError,
+            "offset_r: expected as many as scale_w (3), found 1",
+        ),
+        ("lstm", recurrent(4, act_type="INT4"), RuntimeError, "expected INT8 or INT16, got 'INT4'"),
+        ("lstm", recurrent(4, wts_type="INT4"), RuntimeError, "expected INT8, got 'INT4'"),
+        ("gru", recurrent(3, dst_type="INT4"), RuntimeError, "expected INT8, got 'INT4'"),
+        ("lstm", recurrent(4, shift_bit=(1,) * 4), RuntimeError, "expected none for an LSTM"),
+        (
+            "gru",
+            recurrent(3, tensor_balance_factor=(1.0,) * 3),
+            RuntimeError,
+            "tensor_balance_factor: expected none for a GRU, found one",
+        ),
+        (
+            "gru",
+            recurrent(3, offset_h=128),
+            ValueError,
+            "offset_h: expected -128 to 127 (8 bits), got 128",
+        ),
+        ("gru", recurrent(3, offset_r=(0, 0, 1)), ValueError, "offset_r: expected 0, got 1"),
+        ("gru", recurrent(3, scale_h=0.0), ValueError, "scale_h: expected a finite number above 0"),
+        (
+            "lstm",
+            recurrent(4, scale_r=(1.0, 1.0, math.nan, 1.0)),
+            ValueError,
+            "scale_r: expected a finite number above 0, got nan",
         ),
         (
             "gemm",
