@@ -19,6 +19,8 @@ class Capability:
     six_seven_bits: bool = False  # 6- and 7-bit weights
     fusion: bool = False  # a following BatchNorm is folded in
     weights: bool = True  # has weights to quantize
+    ptq: bool = True  # post-training quantization offers it
+    recurrent: bool = False  # has a hidden state, with factors of its own
 
 
 CAPABILITIES: dict[type[nn.Module], Capability] = {
@@ -29,14 +31,20 @@ CAPABILITIES: dict[type[nn.Module], Capability] = {
     nn.ConvTranspose2d: Capability(channel_wise=True, ada=True),
     nn.Linear: Capability(channel_wise=False, ada=True),
     nn.AvgPool2d: Capability(channel_wise=False, int16=False, dmq=False, weights=False),
+    nn.LSTM: Capability(channel_wise=True, dmq=False, ptq=False, recurrent=True),
+    nn.GRU: Capability(channel_wise=True, dmq=False, ptq=False, recurrent=True),
 }
 
 BY_KIND: dict[str, Capability] = {cls.__name__: c for cls, c in CAPABILITIES.items()}
+PTQ_KINDS = tuple(kind for kind, capability in BY_KIND.items() if capability.ptq)
 
 
-def kind_of(module: nn.Module) -> str | None:
-    """The quantizable type `module` is an instance of (subclasses included), or None."""
-    for cls in CAPABILITIES:
-        if isinstance(module, cls):
+def kind_of(module: nn.Module, recurrent: bool = False) -> str | None:
+    """The quantizable type `module` is an instance of (subclasses included), or None.
+
+    LSTM and GRU are such types only with `recurrent`.
+    """
+    for cls, capability in CAPABILITIES.items():
+        if isinstance(module, cls) and (recurrent or not capability.recurrent):
             return cls.__name__
     return None

@@ -123,6 +123,7 @@ layer_records = st.builds(
     offset_d=st.none() | st.integers(-(2**31), 2**31 - 1),
     scale_w=st.lists(float32, max_size=4).map(tuple),
     offset_w=st.lists(st.integers(-128, 127), max_size=4).map(tuple),
+    shift_bit=st.lists(st.integers(0, 2**32 - 1), max_size=4).map(tuple),
     tensor_balance_factor=st.lists(float32, max_size=4).map(tuple),
     skip_fusion=st.none() | st.booleans(),
     act_type=st.none() | st.text(max_size=4),
@@ -335,6 +336,8 @@ TARGETS = {
     "gemm": RecordTarget("Gemm", 3, 2),
     "matmul": RecordTarget("MatMul", 3, 2),
     "pool": RecordTarget("AveragePool", 0, 0),
+    "lstm": RecordTarget("LSTM", 8, 3),  # a hidden state of 2
+    "gru": RecordTarget("GRU", 6, 3),
 }
 EPS = 2.0**-23
 
@@ -355,10 +358,19 @@ def per_channel(count: int) -> dict:
     return {"scale_w": (0.5,) * count, "offset_w": (0,) * count}
 
 
+def recurrent(count: int, **changes) -> dict:
+    of_hidden = {"scale_h": 0.1, "offset_h": 0, "scale_r": (0.5,) * count, "offset_r": (0,) * count}
+    return per_channel(count) | of_hidden | changes
+
+
 @pytest.mark.parametrize(
     ("layer", "changes"),
     [
         ("conv", {}),
+        ("lstm", recurrent(4)),
+        ("lstm", recurrent(8, act_type="INT16", offset_h=32767)),
+        ("gru", recurrent(3, offset_h=-128)),
+        ("gru", recurrent(6, dst_type="INT8")),
         ("conv", per_channel(3)),
         ("up", per_channel(3)),
         ("gemm", {}),
@@ -372,6 +384,10 @@ def per_channel(count: int) -> dict:
         ("conv", {"tensor_balance_factor": (EPS, 1 / EPS)}),
         ("conv", {"fakequant_precision_mode": "FORCE_FP16_QUANT"}),
         ("conv", {"wts_type": "INT6"}),
+        ("conv", {**per_channel(3), "shift_bit": (1, 16, 2)}),
+        ("up", {**per_channel(3), "shift_bit": (0, 0, 0)}),
+        ("gemm", {"shift_bit": (16,)}),
+        ("matmul", {"shift_bit": (1,)}),
     ],
     ids=str,
 )
@@ -404,7 +420,68 @@ MISSING = "expected in every quantized layer, found none"
         ("conv", {"offset_w": ()}, RuntimeError, f"offset_w: {MISSING}"),
         ("pool", {"scale_w": ()}, RuntimeError, f"scale_w: {MISSING}"),
         ("pool", {"offset_w": ()}, RuntimeError, f"offset_w: {MISSING}"),
-        ("conv", {"shift_bit": (1,)}, RuntimeError, "shift_bit: expected none for a Conv"),
+        ("pool", {"shift_bit": (1,)}, RuntimeError, "shift_bit: expected none for an AveragePool"),
+        ("gemm", {"shift_bit": (1, 1)}, RuntimeError, "expected as many as scale_w (1), found 2"),
+        (
+            "conv",
+            {**per_channel(3), "shift_bit": (1,)},
+            RuntimeError,
+            "shift_bit: expected as many as scale_w (3), found 1",
+        ),
+        ("lstm", recurrent(4, scale_h=None), RuntimeError, f"scale_h: {MISSING}"),
+        ("lstm", recurrent(4, offset_h=None), RuntimeError, f"offset_h: {MISSING}"),
+        ("gru", recurrent(3, scale_r=()), RuntimeError, f"scale_r: {MISSING}"),
+        ("gru", recurrent(3, offset_r=()), RuntimeError, f"offset_r: {MISSING}"),
+        ("lstm", recurrent(1), RuntimeError, "scale_w: expected 4 or 8 for this LSTM, found 1"),
+        ("gru", recurrent(4), RuntimeError, "scale_w: expected 3 or 6 for this GRU, found 4"),
+        (
+            "gru",
+            recurrent(3, scale_r=(0.5,) * 6),
+            RuntimeError,
+            "scale_r: expected as many as scale_w (3), found 6",
+        ),
+        (
+            "gru",
+            recurrent(3, offset_r=(0,)),
+            RuntimeError,
+            "offset_r: expected as many as scale_w (3), found 1",
+        ),
+        ("lstm", recurrent(4, act_type="INT4"), RuntimeError, "expected INT8 or INT16, got 'INT4'"),
+        ("lstm", recurrent(4, wts_type="INT4"), RuntimeError, "expected INT8, got 'INT4'"),
+        ("gru", recurrent(3, dst_type="INT4"), RuntimeError, "expected INT8, got 'INT4'"),
+        ("lstm", recurrent(4, shift_bit=(1,) * 4), RuntimeError, "expected none for an LSTM"),
+        (
+            "gru",
+            recurrent(3, tensor_balance_factor=(1.0,) * 3),
+            RuntimeError,
+            "tensor_balance_factor: expected none for a GRU, found one",
+        ),
+        (
+            "gru",
+            recurrent(3, offset_h=128),
+            ValueError,
+            "offset_h: expected -128 to 127 (8 bits), got 128",
+        ),
+        ("gru", recurrent(3, offset_r=(0, 0, 1)), ValueError, "offset_r: expected 0, got 1"),
+        ("gru", recurrent(3, scale_h=0.0), ValueError, "scale_h: expected a finite number above 0"),
+        (
+            "lstm",
+            recurrent(4, scale_r=(1.0, 1.0, math.nan, 1.0)),
+            ValueError,
+            "scale_r: expected a finite number above 0, got nan",
+        ),
+        (
+            "gemm",
+            {"shift_bit": (17,)},
+            ValueError,
+            "shift_bit: expected 1 to 16, or 0 for all, got 17",
+        ),
+        (
+            "conv",
+            {**per_channel(3), "shift_bit": (1, 0, 2)},
+            ValueError,
+            "shift_bit: expected 1 to 16, or 0 for all, got 0",
+        ),
         ("conv", {"scale_h": 0.1}, RuntimeError, "scale_h: expected none for a Conv, found one"),
         ("conv", {"offset_r": (0,)}, RuntimeError, "offset_r: expected none for a Conv, found"),
         ("conv", {"dst_type": "INT16"}, RuntimeError, "dst_type: expected INT4 or INT8, got 'INT1"),

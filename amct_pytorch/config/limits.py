@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..capability import BY_KIND, CAPABILITIES, Capability
+from ..capability import BY_KIND, PTQ_KINDS, Capability
 from ..graph import Layer
 from .layer import AdaConfig, ArqConfig, LayerConfig
 from .problems import Problem, shown
@@ -30,12 +30,12 @@ class Refusal:
 
 
 def types_that(can: Callable[[Capability], bool]) -> str:
-    """The names of the layer types whose capability `can` accepts.
+    """The names of the layer types of post-training quantization whose capability `can` accepts.
 
     >>> types_that(lambda capability: capability.fusion)
     'Conv1d, Conv2d, Conv3d'
     """
-    return ", ".join(cls.__name__ for cls, capability in CAPABILITIES.items() if can(capability))
+    return ", ".join(kind for kind in PTQ_KINDS if can(BY_KIND[kind]))
 
 
 def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from ..capability import BY_KIND
+from ..capability import BY_KIND, PTQ_KINDS
 from ..graph import ModelFacts
 from ..suggest import did_you_mean
 from .limits import types_that
@@ -29,7 +29,7 @@ def quantizable_layers(source: str, facts: ModelFacts, skipped: Collection[str])
     names = [name for name, layer in facts.layers.items() if layer.reason is None]
     if not names:
         why = [f"{name} ({layer.kind}): {layer.reason}" for name, layer in facts.layers.items()]
-        lines = "\n".join(why) or f"it has no module of the types {', '.join(BY_KIND)}"
+        lines = "\n".join(why) or f"it has no module of the types {', '.join(PTQ_KINDS)}"
         raise ValueError(f"{source}: the model has no layer that can be quantized:\n{lines}")
     for name in names:
         if name in GLOBAL_KEYS:
@@ -57,8 +57,8 @@ def why_not_layer(name: str, facts: ModelFacts) -> str:
     if name in facts.layers:
         return ""
     if name in facts.modules:
-        types = ", ".join(BY_KIND)
-        if facts.modules[name] in BY_KIND:
+        types = ", ".join(PTQ_KINDS)
+        if facts.modules[name] in PTQ_KINDS:
             return f"expected the first name of a module, got {shown(name)}, another name of it"
         return f"expected a layer of type {types}, got {shown(name)}, a {facts.modules[name]}"
     expected = "expected the name of a layer of the model"

@@ -15,7 +15,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from ..capability import BY_KIND
+from ..capability import PTQ_KINDS
 from ..graph import Layer, ModelFacts
 from ..suggest import did_you_mean
 from .limits import refusals
@@ -174,9 +174,11 @@ def _name_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
 
 
 def _why_not_type(kind: str) -> str:
-    if kind in BY_KIND:
+    if kind in PTQ_KINDS:
         return ""
-    return f"expected one of {', '.join(BY_KIND)}, got {shown(kind)}{did_you_mean(kind, BY_KIND)}"
+    return (
+        f"expected one of {', '.join(PTQ_KINDS)}, got {shown(kind)}{did_you_mean(kind, PTQ_KINDS)}"
+    )
 
 
 def _parse(path: str) -> Any:

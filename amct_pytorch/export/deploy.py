@@ -55,7 +55,8 @@ class DeployWriter:
     def dequantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
         name = free_name(graph, f"{layer.name}.dequant")
         n = layer.deq_scale.size
-        words = host.dequant_words(layer.deq_scale, np.zeros(n, np.int8), np.zeros(n, np.uint8))
+        shift = np.zeros(n, np.uint8) if layer.shift is None else layer.shift
+        words = host.dequant_words(layer.deq_scale, np.zeros(n, np.int8), shift)
         node = ir.Node(
             "",
             "AscendDequant",

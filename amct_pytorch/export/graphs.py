@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar, cast
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ..graph.padding import fold_pad
+from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
 from ..records import OpType, Records, RecordTarget
 from .deploy import DeployWriter
@@ -19,6 +20,9 @@ from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, weight_channels_first
 from .model_file import model_files
 from .placement import Writer, rewrite
+from .recurrent import RECURRENT_WRITERS, describe_recurrent
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,10 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
     """The contents of the deploy and the fake_quant file, by the path of each form in `paths`."""
     ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
-    sites = _sites(modified)
-    records.validate({name: _target(site) for name, site in sites.items()})
+    sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
+    targets = {name: _target(site) for name, site in sites.items()}
+    targets |= {name: _recurrent_target(site) for name, site in recurrent_sites.items()}
+    records.validate(targets)
     chosen = {name: site for name, site in sites.items() if name in records}
     for site in chosen.values():
         if site.node.op_type == "AveragePool":
@@ -42,10 +48,17 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
         for name, site in chosen.items()
         if records[name].has_factors
     }
+    recurrent = {
+        name: describe_recurrent(name, site, records[name])
+        for name, site in recurrent_sites.items()
+        if name in records and records[name].has_factors
+    }
     files: dict[str, bytes] = {}
     for form, path in paths.items():
         exported = modified.clone()
-        sites = _sites(exported)
+        sites, recurrent_sites = _sites(exported), _recurrent_sites(exported)
+        for name, cell in recurrent.items():
+            RECURRENT_WRITERS[form](exported.graph, cell, recurrent_sites[name])
         rewrite(
             exported, [(sites[name], layer) for name, layer in integers.items()], WRITERS[form]()
         )
@@ -71,13 +84,26 @@ def model_paths(save_path: str) -> dict[str, str]:
 
 
 def _sites(model: ir.Model) -> dict[str, Site]:
+    return _located(model, LAYER_OPS, _locate)
+
+
+def _locate(node: ir.Node) -> Site:
+    return Site(node, None, None, None) if is_product(node) else locate(node)
+
+
+def _recurrent_sites(model: ir.Model) -> dict[str, RecurrentSite]:
+    return _located(model, GATES, locate_recurrent)
+
+
+def _located(
+    model: ir.Model, op_types: Collection[str], locate: Callable[[ir.Node], T]
+) -> dict[str, T]:
     """The quantizable nodes of a graph by name, in graph order."""
     sites = {}
     for node in model.graph:
-        if node.op_type in LAYER_OPS and node.name:
+        if node.op_type in op_types and node.name:
             try:
-                product = Site(node, None, None, None) if is_product(node) else None
-                sites[node.name] = product or locate(node)
+                sites[node.name] = locate(node)
             except UnsupportedSiteError as error:
                 logger.debug("%s: %s", node.name, error)
     return sites
@@ -89,6 +115,11 @@ def _target(site: Site) -> RecordTarget:
         return RecordTarget(op_type, 1, 0)
     channels = weight_channels_first(site.weight, site.node).shape[0]
     return RecordTarget(op_type, channels, _input_channels(site))
+
+
+def _recurrent_target(site: RecurrentSite) -> RecordTarget:
+    _, rows, inputs = site.weight.shape
+    return RecordTarget(cast(OpType, site.node.op_type), rows, inputs)
 
 
 def _input_channels(site: Site) -> int:

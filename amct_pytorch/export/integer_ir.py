@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,10 @@ INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """What a quantized layer computes: y = (sum((q_x - offset_d) * weight) + bias) * deq_scale."""
+    """What a quantized layer computes: y = (sum((q_x - offset_d) * weight) + bias) * deq_scale.
+
+    With a shift N the sum passes through int16: y = clip(floor(sum / 2^N)) * 2^N * deq_scale.
+    """
 
     name: str
     op_type: str  # Conv, ConvTranspose, Gemm, MatMul or AveragePool
@@ -35,6 +39,7 @@ class IntegerLayer:
     weight: NDArray[np.int8] | None  # in the layout of the site; None if that has none
     bias: NDArray[np.int32] | None
     deq_scale: NDArray[np.float32]  # fl(scale_w * scale_d), one or one per output channel
+    shift: NDArray[np.uint8] | None  # N, one per deq_scale; None: the sum stays in int32
     # Of the second input of a MatMul without weight, in wts_bits with offset 0; its record has it
     # as scale_w.
     scale_second: np.float32 | None = None
@@ -69,6 +74,7 @@ def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
         weight=weight,
         bias=None if site.bias is None else quantize_bias(name, site.bias, deq_scale),
         deq_scale=deq_scale,
+        shift=shift_of(record),
         scale_second=np.float32(record.scale_w[0]) if is_product(site.node) else None,
     )
     _check_accumulator(layer, site)
@@ -77,32 +83,53 @@ def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
 
 def dequant_scale(name: str, record: LayerRecord) -> NDArray[np.float32]:
     """fl(scale_w * scale_d); its low 13 bits are cleared under FORCE_FP16_QUANT."""
-    scale_d = np.float32(record.scale_d or 0.0)
+    return product_scale(name, record, "scale_w", "scale_d")
+
+
+def product_scale(
+    name: str, record: LayerRecord, weights: str, activations: str
+) -> NDArray[np.float32]:
+    """The dequantization scale of the two fields of `record`, of weights and of activations."""
+    scale_d = np.float32(getattr(record, activations) or 0.0)
     with np.errstate(all="ignore"):
-        deq_scale: NDArray[np.float32] = np.asarray(record.scale_w, dtype=np.float32) * scale_d
+        scale_w = np.asarray(getattr(record, weights), dtype=np.float32)
+        deq_scale: NDArray[np.float32] = scale_w * scale_d
         invertible = np.isfinite(np.float32(1) / scale_d)
     if record.force_fp16:
         deq_scale = host.truncate_s19(deq_scale.astype(np.float32))
     if not (invertible and np.all(np.isfinite(deq_scale)) and np.all(deq_scale > 0)):
         raise ValueError(
-            f"{name}: expected scale_d and scale_w with a finite inverse and product in float32, "
-            f"got scale_d {scale_d!r} and scale_w * scale_d {deq_scale.min()!r} to "
-            f"{deq_scale.max()!r}"
+            f"{name}: expected {activations} and {weights} with a finite inverse and product in "
+            f"float32, got {activations} {scale_d!r} and {weights} * {activations} "
+            f"{deq_scale.min()!r} to {deq_scale.max()!r}"
         )
     return deq_scale
 
 
+def shift_of(record: LayerRecord) -> NDArray[np.uint8] | None:
+    """N for each dequantization scale, or None where nothing is shifted."""
+    return np.asarray(record.shift_bit, np.uint8) if any(record.shift_bit) else None
+
+
 def quantize_rows(rows: torch.Tensor, record: LayerRecord) -> torch.Tensor:
     """int8 codes of a weight [Cout, ...] under the weight factors of `record`."""
-    scale = torch.tensor(record.scale_w, dtype=torch.float32, device=rows.device)
+    return codes_of(rows, record.scale_w, record.wts_bits)
+
+
+def codes_of(rows: torch.Tensor, scales: Sequence[float], bits: int) -> torch.Tensor:
+    """int8 codes of a weight [Cout, ...] under one scale or one per row."""
+    scale = torch.tensor(scales, dtype=torch.float32, device=rows.device)
     axis = 0 if scale.numel() > 1 else None
     scale = scale if axis == 0 else scale.reshape(())
     offset = torch.zeros_like(scale, dtype=torch.int32)
-    return quantize(rows, scale, offset, record.wts_bits, axis)
+    return quantize(rows, scale, offset, bits, axis)
 
 
 def quantize_bias(
-    name: str, bias: NDArray[np.generic], deq_scale: NDArray[np.float32]
+    name: str,
+    bias: NDArray[np.generic],
+    deq_scale: NDArray[np.float32],
+    unit: str = "scale_w * scale_d",
 ) -> NDArray[np.int32]:
     """rint(bias / deq_scale) in float64; RuntimeError when one does not fit into int32."""
     codes = np.rint(bias.astype(np.float64) / deq_scale.astype(np.float64))
@@ -110,7 +137,7 @@ def quantize_bias(
     if not abs(codes[worst]) <= INT32_MAX:  # a NaN fails too
         raise RuntimeError(
             f"{name}: the bias {float(bias[worst])!r} of channel {worst} is {codes[worst]:.6g} in "
-            f"units of scale_w * scale_d, beyond int32; leave the layer float (quant_enable: false)"
+            f"units of {unit}, beyond int32; leave the layer float (quant_enable: false)"
         )
     return codes.astype(np.int32)
 

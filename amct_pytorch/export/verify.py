@@ -2,7 +2,8 @@
 
 This is the reference for what the NPU computes. Codes carry their offset into the layer; the
 accumulator is sum((q - offset) * weight) + bias in int32, padding counts as real zero; behind it
-one float32 multiplication. All other nodes run in ONNX's own reference evaluator.
+one float32 multiplication, of floor(sum / 2^N) in int16 and 2^N where the layer has a shift N. All
+other nodes run in ONNX's own reference evaluator.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import onnx
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from .._binary import host
 from ..graph.site import LAYER_OPS
+from .integer_op import DOMAIN, Array, IntegerOp, quantized
+from .verify_recurrent import BasicGRUInplaceFillWindowCache, BasicLSTMInplaceFillWindowCache
 
-Array = NDArray[Any]
-DOMAIN = "amct.integer"
 BITS = {"INT4": 4, "INT8": 8, "INT16": 16}
 
 
@@ -39,24 +39,17 @@ def _mark_integer_nodes(model: ir.Model) -> None:
     """Moves quantized nodes to a domain of their own and tells layers the offset of their input."""
     model.graph.opset_imports[DOMAIN] = 1
     for node in model.graph:
-        if node.op_type in ("AscendQuant", "AscendDequant") and not node.domain:
+        if node.op_type in _ASCEND_OPS and not node.domain:
             node.domain = DOMAIN
+            for index, output in enumerate(node.outputs):
+                # The evaluator would hand an output without a name to absent inputs.
+                output.name = output.name or f"{node.name}.unused{index}"
     for node in model.graph:
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type in LAYER_OPS and source is not None and source.op_type == "AscendQuant":
             node.domain = DOMAIN
             offset = source.attributes["offset"].as_float()
             node.attributes["x_offset"] = ir.AttrFloat32("x_offset", offset)
-
-
-class _IntegerOp(OpRun):
-    op_domain = DOMAIN
-
-    def _result(self, y: torch.Tensor, x: Array) -> tuple[Array]:
-        """The sums as the hardware holds them; OverflowError beyond int32."""
-        if y.numel() and float(y.abs().max()) > 2**31 - 1:
-            raise OverflowError("a sum of products leaves the int32 accumulator")
-        return (y.numpy().astype(np.int32),)
 
 
 class _FloatOp(OpRun):
@@ -68,22 +61,23 @@ class _FloatOp(OpRun):
         return (y.numpy().astype(x.dtype),)
 
 
-class AscendQuant(_IntegerOp):
+class AscendQuant(IntegerOp):
     def _run(self, x: Array, scale: float, offset: float, dst_type: str) -> tuple[Array]:
-        inverse = np.float32(scale)
         bits = BITS[dst_type]
-        half = np.float32(2 ** (bits - 1))
-        code = np.rint(x.astype(np.float32) * inverse) + np.float32(offset)
-        return (np.clip(code, -half, half - 1).astype(np.int8 if bits <= 8 else np.int16),)
+        codes = quantized(x, scale, offset, bits)
+        return (codes.astype(np.int8 if bits <= 8 else np.int16),)
 
 
-class AscendDequant(_IntegerOp):
+class AscendDequant(IntegerOp):
     def _run(self, x: Array, words: Array, dtype: int) -> tuple[Array]:
-        scale, _, _ = host.unpack_dequant_words(words)
+        scale, _, shift = host.unpack_dequant_words(words)
         channel_axis = 1 if x.ndim > 2 and scale.size > 1 else x.ndim - 1
         shape = [1] * x.ndim
         shape[channel_axis] = -1
-        y = x.astype(np.float32) * scale.reshape(shape if scale.size > 1 else [1] * x.ndim)
+        if shift.any():
+            n = shift.astype(np.int32).reshape(shape)
+            x = np.ldexp(np.clip(x >> n, -32768, 32767).astype(np.float32), n)
+        y = x.astype(np.float32) * scale.reshape(shape)
         return (y.astype(np.float16 if dtype else np.float32),)
 
 
@@ -133,7 +127,7 @@ class BatchNormalization(OpRun):
         return ((scale * (x - mean) / np.sqrt(var + epsilon) + bias).astype(x.dtype),)
 
 
-class Conv(_IntegerOp):
+class Conv(IntegerOp):
     def _run(
         self,
         x: Array,
@@ -155,7 +149,7 @@ class Conv(_IntegerOp):
         return self._result(y, x)
 
 
-class ConvTranspose(_IntegerOp):
+class ConvTranspose(IntegerOp):
     def _run(
         self,
         x: Array,
@@ -188,7 +182,7 @@ class ConvTranspose(_IntegerOp):
         return self._result(y, x)
 
 
-class Gemm(_IntegerOp):
+class Gemm(IntegerOp):
     def _run(
         self, x: Array, weight: Array, bias: Array | None = None, x_offset: float = 0.0, **_: Any
     ) -> tuple[Array]:
@@ -198,7 +192,7 @@ class Gemm(_IntegerOp):
         return self._result(y, x)
 
 
-class MatMul(_IntegerOp):
+class MatMul(IntegerOp):
     def _run(self, x: Array, weight: Array, x_offset: float = 0.0) -> tuple[Array]:
         # More than two dimensions: codes of a second input, which are never packed.
         second = _unpacked(weight, 0, x.shape[-1]) if weight.ndim == 2 else _codes(weight, 0.0)
@@ -206,7 +200,7 @@ class MatMul(_IntegerOp):
         return self._result(y, x)
 
 
-class AveragePool(_IntegerOp):
+class AveragePool(IntegerOp):
     def _run(
         self,
         x: Array,
@@ -231,9 +225,17 @@ class AveragePool(_IntegerOp):
         return (y.numpy(),)
 
 
+_ASCEND_OPS = {
+    op.__name__: op
+    for op in (
+        AscendQuant,
+        AscendDequant,
+        BasicLSTMInplaceFillWindowCache,
+        BasicGRUInplaceFillWindowCache,
+    )
+}
 _OPS: list[type[OpRun]] = [
-    AscendQuant,
-    AscendDequant,
+    *_ASCEND_OPS.values(),
     BatchNormalization,
     Conv,
     ConvTranspose,

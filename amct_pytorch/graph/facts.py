@@ -9,8 +9,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from ..capability import kind_of
+from ..capability import BY_KIND, kind_of
 from .capture import Capture
+from .recurrent import why_not_module, why_not_node
 from .site import UnsupportedSiteError, is_shared, locate
 
 MAIN_OPS = {
@@ -21,6 +22,8 @@ MAIN_OPS = {
     "ConvTranspose2d": ("ConvTranspose",),
     "Linear": ("Gemm", "MatMul"),
     "AvgPool2d": ("AveragePool",),
+    "LSTM": ("LSTM",),
+    "GRU": ("GRU",),
 }
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -35,7 +38,7 @@ class Layer:
     has_bias: bool = False
     groups: int = 1
     in_channels: int = 0  # 0 for AvgPool2d
-    out_channels: int = 0
+    out_channels: int = 0  # of LSTM and GRU: the size of the hidden state
     input: str = ""  # the value in the graph that it reads; layers of one value share their input
     input_op: str = ""  # what computes that value, like "Relu"; empty for an input of the graph
 
@@ -49,9 +52,9 @@ class ModelFacts:
     batch_norms: dict[str, str] = field(default_factory=dict)  # BatchNorm -> conv it follows alone
 
 
-def is_of_interest(module: nn.Module) -> bool:
+def is_of_interest(module: nn.Module, recurrent: bool = False) -> bool:
     """Whether a capture has to know which nodes `module` made."""
-    return kind_of(module) is not None or isinstance(module, BATCH_NORMS)
+    return kind_of(module, recurrent) is not None or isinstance(module, BATCH_NORMS)
 
 
 def main_nodes(capture: Capture, name: str, kind: str) -> list[ir.Node]:
@@ -59,12 +62,15 @@ def main_nodes(capture: Capture, name: str, kind: str) -> list[ir.Node]:
     return [n for n in capture.nodes.get(name, ()) if n.op_type in MAIN_OPS[kind]]
 
 
-def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
-    """The facts of `model` as `capture` (of the same model) shows them."""
+def analyze(model: nn.Module, capture: Capture, recurrent: bool = False) -> ModelFacts:
+    """The facts of `model` as `capture` (of the same model) shows them.
+
+    LSTM and GRU are layers only with `recurrent`, which the capture must have had too.
+    """
     owners = _parameter_owners(model)
     layers = {}
     for name, module in model.named_modules():
-        kind = kind_of(module)
+        kind = kind_of(module, recurrent)
         if kind is None:
             continue
         reason = _reason(name, module, kind, capture, owners)
@@ -77,10 +83,10 @@ def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
             reason,
             input=value,
             input_op=producer,
-            has_bias=getattr(module, "bias", None) is not None,
+            has_bias=_has_bias(module),
             groups=getattr(module, "groups", 1),
-            in_channels=getattr(module, "in_channels", getattr(module, "in_features", 0)),
-            out_channels=getattr(module, "out_channels", getattr(module, "out_features", 0)),
+            in_channels=_first_of(module, "in_channels", "in_features", "input_size"),
+            out_channels=_first_of(module, "out_channels", "out_features", "hidden_size"),
         )
     modules = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
     return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners))
@@ -94,6 +100,15 @@ def _input(node: ir.Node, own: list[ir.Node]) -> tuple[str, str]:
     if producer in own:  # the padding of an average pooling
         return _input(producer, own)
     return str(value.name), "" if producer is None else producer.op_type
+
+
+def _has_bias(module: nn.Module) -> bool:
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, bool) else bias is not None
+
+
+def _first_of(module: nn.Module, *attributes: str) -> int:
+    return next((getattr(module, name) for name in attributes if hasattr(module, name)), 0)
 
 
 def _parameter_owners(model: nn.Module) -> dict[int, list[str]]:
@@ -121,10 +136,16 @@ def _reason(
     if not nodes:
         return "forward does not call it with this input_data"
     main = main_nodes(capture, name, kind)
+    recurrent = BY_KIND[kind].recurrent
+    if recurrent and (reason := why_not_module(module)):
+        return reason
     if len(main) > 1:
         return f"it runs {len(main)} times in one forward"
     if not main:
         return f"its forward makes no {' or '.join(MAIN_OPS[kind])} node"
+    if recurrent:
+        shared = _shared_with(module, name, owners)
+        return shared or why_not_node(main[0], module, kind, set(nodes))
     return (
         _shared_with(module, name, owners)
         or _module_reason(module, kind)

@@ -101,13 +101,13 @@ def replace_constants(site: Site, name: str, weight: Array | None, bias: Array |
         if node.op_type == "Gemm":
             for attribute in ("transB", "alpha", "beta"):
                 node.attributes.pop(attribute, None)
-        _replace_input(graph, node, 1, f"{name}.weight", weight)
+        replace_input(graph, node, 1, f"{name}.weight", weight)
     if bias is not None:
         owner = site.bias_add or node
         index = 2
         if site.bias_add is not None:
             index = 1 if site.bias_add.inputs[0] is node.outputs[0] else 0
-        _replace_input(graph, owner, index, f"{name}.bias", bias)
+        replace_input(graph, owner, index, f"{name}.bias", bias)
 
 
 def constant_of(value: ir.Value | None) -> Array | None:
@@ -152,6 +152,16 @@ def new_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return value
 
 
+def replace_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Array) -> None:
+    """Puts a new initializer at an input of `node`; what stood there goes if it is unused."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, None)
+    drop_if_unused(old)
+    node.replace_input_with(index, new_initializer(graph, name, array))
+
+
 def drop_if_unused(value: ir.Value | None) -> None:
     """Removes an initializer, or the constant nodes behind a value, that nothing uses any more."""
     if value is None or value.uses() or value.is_graph_output():
@@ -166,15 +176,6 @@ def drop_if_unused(value: ir.Value | None) -> None:
         producer.graph.remove(producer, safe=True)
         for source in inputs:
             drop_if_unused(source)
-
-
-def _replace_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Array) -> None:
-    old = node.inputs[index] if index < len(node.inputs) else None
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, None)
-    drop_if_unused(old)
-    node.replace_input_with(index, new_initializer(graph, name, array))
 
 
 def _bias_of_matmul(node: ir.Node, channels: int) -> tuple[ir.Node | None, ir.Value | None]:

@@ -20,6 +20,8 @@ from .base import AmctLayer
 class SimulatedLayer(AmctLayer):
     """Computes (layer(q_x - offset_d) with integer weights and bias) * deq_scale.
 
+    With a shift N the integers pass through int16 as clip(floor(y / 2^N)) * 2^N.
+
     `enabled = False` runs the layer as it came. Arithmetic is float32, also under autocast and in
     a model that was turned to another dtype; float16 inputs give float16 outputs.
     """
@@ -27,6 +29,7 @@ class SimulatedLayer(AmctLayer):
     scale: Tensor
     offset: Tensor
     deq_scale: Tensor
+    step: Tensor | None  # 2^N
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class SimulatedLayer(AmctLayer):
         weight: Tensor | None,
         bias: Tensor | None,
         deq_scale: Tensor,
+        shift: Tensor | None,
     ) -> None:
         super().__init__(name)
         self.sub_module = sub_module
@@ -48,6 +52,8 @@ class SimulatedLayer(AmctLayer):
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=device))
         self.register_buffer("offset", torch.tensor(offset, dtype=torch.int32, device=device))
         self.register_buffer("deq_scale", deq_scale.to(device))
+        step = None if shift is None else (1 << shift.to(device, torch.int32)).to(torch.float32)
+        self.register_buffer("step", step)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,6 +76,9 @@ class SimulatedLayer(AmctLayer):
             output: Tensor = self.integer(*args, **kwargs)
         channel_last = isinstance(self.integer, nn.Linear)
         trailing = 0 if channel_last or self.deq_scale.numel() == 1 else output.dim() - 2
+        if self.step is not None:
+            step = self.step.to(x.device).reshape(-1, *[1] * trailing)
+            output = (output / step).floor().clamp(-32768, 32767) * step
         deq_scale = self.deq_scale.to(x.device).reshape(-1, *[1] * trailing)
         return (output * deq_scale).to(x.dtype)
 
@@ -81,8 +90,8 @@ class SimulatedLayer(AmctLayer):
             return tensor.to(fn(tensor).device)
 
         self.integer._apply(moved, recurse)  # type: ignore[no-untyped-call]
-        for name in ("scale", "offset", "deq_scale"):
-            setattr(self, name, moved(getattr(self, name)))
+        for name, tensor in list(self._buffers.items()):
+            self._buffers[name] = None if tensor is None else moved(tensor)
         return self
 
 

@@ -15,8 +15,9 @@ from .layer import LayerRecord
 logger = logging.getLogger(__name__)
 
 _Problem = tuple[str, str, type[Exception]]  # field, text, exception type
-OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"]
+OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "LSTM", "GRU"]
 
+MOST_SHIFT = 16
 _EPSILON = float(np.finfo(np.float32).eps)
 _TYPES = {
     "dst_type": ("INT4", "INT8"),
@@ -24,8 +25,17 @@ _TYPES = {
     "wts_type": ("INT4", "INT6", "INT7", "INT8"),
     "fakequant_precision_mode": ("DEFAULT", "FORCE_FP16_QUANT"),
 }
-_PER_CHANNEL = ("Conv", "ConvTranspose")
-_RECURRENT = ("scale_h", "offset_h", "scale_r", "offset_r")
+_RECURRENT_TYPES = {
+    "dst_type": ("INT8",),
+    "act_type": ("INT8", "INT16"),
+    "wts_type": ("INT8",),
+}
+_PER_CHANNEL = ("Conv", "ConvTranspose", "LSTM", "GRU")
+_ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # in int32: a shift is possible
+_NO_BALANCE = ("AveragePool", "LSTM", "GRU")
+_GATES = {"LSTM": 4, "GRU": 3}
+_FACTORS = ("scale_d", "offset_d", "scale_w", "offset_w")
+_HIDDEN_FACTORS = ("scale_h", "offset_h", "scale_r", "offset_r")  # of LSTM and GRU
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class RecordTarget:
     """The layer that a record must fit."""
 
     op_type: OpType
-    channels: int  # output channels
+    channels: int  # output channels; of LSTM and GRU: rows of the weights, all gates in one
     in_channels: int
 
 
@@ -70,27 +80,29 @@ def _problems(record: LayerRecord, target: RecordTarget) -> Iterator[_Problem]:
     yield from _balance_problems(record.tensor_balance_factor, target)
     if not record.has_factors:
         return
-    for field in ("scale_d", "offset_d", "scale_w", "offset_w"):
+    recurrent = target.op_type in _GATES
+    for field in (*_FACTORS, *(_HIDDEN_FACTORS if recurrent else ())):
         if getattr(record, field) in (None, ()):
             text = "expected in every quantized layer, found none; calibrate until it is recorded"
             yield field, text, RuntimeError
-    for field, allowed in _TYPES.items():
+    for field, allowed in (_TYPES | (_RECURRENT_TYPES if recurrent else {})).items():
         value = getattr(record, field)
         if value is not None and value not in allowed:
             yield field, f"expected {' or '.join(allowed)}, got {value!r}", RuntimeError
     if target.op_type == "AveragePool" and record.dst_type == "INT4":
         yield "dst_type", "expected INT8 for an AveragePool, got INT4", RuntimeError
-    for field in ("shift_bit", *_RECURRENT):
+    unwanted = () if target.op_type in _ACCUMULATING else ("shift_bit",)
+    for field in (*unwanted, *(() if recurrent else _HIDDEN_FACTORS)):
         if getattr(record, field) not in (None, ()):
-            yield field, f"expected none for a {target.op_type}, found one", RuntimeError
+            yield field, f"expected none for {_a(target.op_type)}, found one", RuntimeError
     yield from _length_problems(record, target)
     yield from _range_problems(record)
 
 
 def _balance_problems(factors: tuple[float, ...], target: RecordTarget) -> Iterator[_Problem]:
     field = "tensor_balance_factor"
-    if factors and target.op_type == "AveragePool":
-        yield field, "expected none for an AveragePool, which has no weights", RuntimeError
+    if factors and target.op_type in _NO_BALANCE:
+        yield field, f"expected none for {_a(target.op_type)}, found one", RuntimeError
     if factors and len(factors) != target.in_channels:
         text = f"expected one per input channel ({target.in_channels}), found {len(factors)}"
         yield field, text, ValueError
@@ -103,23 +115,38 @@ def _length_problems(record: LayerRecord, target: RecordTarget) -> Iterator[_Pro
     scales, offsets = len(record.scale_w), len(record.offset_w)
     if scales != offsets:
         yield "offset_w", f"expected as many as scale_w ({scales}), found {offsets}", RuntimeError
-    allowed = {1, target.channels} if target.op_type in _PER_CHANNEL else {1}
+    fewest = _GATES.get(target.op_type, 1)
+    allowed = {fewest, target.channels} if target.op_type in _PER_CHANNEL else {fewest}
     if scales not in allowed:
         expected = " or ".join(map(str, sorted(allowed)))
         text = f"expected {expected} for this {target.op_type}, found {scales}"
         yield "scale_w", text, RuntimeError
+    for field in ("shift_bit", "scale_r", "offset_r"):  # those that must be are there already
+        found = len(getattr(record, field))
+        if found not in (0, scales):
+            yield field, f"expected as many as scale_w ({scales}), found {found}", RuntimeError
 
 
 def _range_problems(record: LayerRecord) -> Iterator[_Problem]:
     half = 1 << (record.act_bits - 1)
-    offset = record.offset_d or 0
-    if not -half <= offset < half:
-        text = f"expected {-half} to {half - 1} ({record.act_bits} bits), got {offset}"
-        yield "offset_d", text, ValueError
-    for offset in record.offset_w:
-        if offset != 0:
-            yield "offset_w", f"expected 0, got {offset}", ValueError
-    for field, scales in (("scale_d", (record.scale_d or 0.0,)), ("scale_w", record.scale_w)):
-        for scale in scales:
-            if not 0 < scale < math.inf:  # a NaN is not
+    for field, offset in (("offset_d", record.offset_d), ("offset_h", record.offset_h)):
+        if not -half <= (offset or 0) < half:
+            text = f"expected {-half} to {half - 1} ({record.act_bits} bits), got {offset}"
+            yield field, text, ValueError
+    for field, offsets in (("offset_w", record.offset_w), ("offset_r", record.offset_r)):
+        for offset in offsets:
+            if offset != 0:
+                yield field, f"expected 0, got {offset}", ValueError
+    for shift in record.shift_bit if any(record.shift_bit) else ():
+        if not 1 <= shift <= MOST_SHIFT:
+            text = f"expected 1 to {MOST_SHIFT}, or 0 for all, got {shift}"
+            yield "shift_bit", text, ValueError
+    for field in ("scale_d", "scale_w", "scale_h", "scale_r"):
+        value = getattr(record, field)
+        for scale in value if isinstance(value, tuple) else (value,):
+            if scale is not None and not 0 < scale < math.inf:  # a NaN is not
                 yield field, f"expected a finite number above 0, got {scale}", ValueError
+
+
+def _a(op_type: str) -> str:
+    return f"an {op_type}" if op_type in ("AveragePool", "LSTM") else f"a {op_type}"

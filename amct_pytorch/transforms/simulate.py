@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..export.integer_ir import dequant_scale, quantize_bias, quantize_rows
+from ..export.integer_ir import dequant_scale, quantize_bias, quantize_rows, shift_of
 from ..layers.calibrate import CalibratedLayer
 from ..layers.channels import channels_first, channels_restored
 from ..layers.replace import replace_module
@@ -66,7 +66,7 @@ def simulated_layer(name: str, module: Any, record: LayerRecord) -> SimulatedLay
     """The stand-in that computes with the integers of `record`."""
     assert record.scale_d is not None
     assert record.offset_d is not None
-    deq_scale = dequant_scale(name, record)
+    deq_scale, shift = dequant_scale(name, record), shift_of(record)
     weight: Tensor | None = None
     bias: Tensor | None = None
     if isinstance(getattr(module, "weight", None), Tensor):
@@ -86,4 +86,5 @@ def simulated_layer(name: str, module: Any, record: LayerRecord) -> SimulatedLay
         weight,
         bias,
         torch.from_numpy(deq_scale),
+        None if shift is None else torch.from_numpy(shift),
     )
