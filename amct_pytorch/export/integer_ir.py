@@ -11,10 +11,10 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from .._binary import host
 from ..graph.site import Site, is_product
 from ..layers.channels import channels_first, channels_restored
-from ..ops.fake_quantize import quantize
+from ..layers.integers import bias_codes, row_codes
+from ..layers.integers import dequant_scale as fused_scale
 from ..records import LayerRecord
 
 logger = logging.getLogger(__name__)
@@ -92,11 +92,9 @@ def product_scale(
     """The dequantization scale of the two fields of `record`, of weights and of activations."""
     scale_d = np.float32(getattr(record, activations) or 0.0)
     with np.errstate(all="ignore"):
-        scale_w = np.asarray(getattr(record, weights), dtype=np.float32)
-        deq_scale: NDArray[np.float32] = scale_w * scale_d
         invertible = np.isfinite(np.float32(1) / scale_d)
-    if record.force_fp16:
-        deq_scale = host.truncate_s19(deq_scale.astype(np.float32))
+    scales = (torch.tensor(getattr(record, f), dtype=torch.float32) for f in (weights, activations))
+    deq_scale: NDArray[np.float32] = fused_scale(*scales, record.force_fp16).numpy()
     if not (invertible and np.all(np.isfinite(deq_scale)) and np.all(deq_scale > 0)):
         raise ValueError(
             f"{name}: expected {activations} and {weights} with a finite inverse and product in "
@@ -118,11 +116,7 @@ def quantize_rows(rows: torch.Tensor, record: LayerRecord) -> torch.Tensor:
 
 def codes_of(rows: torch.Tensor, scales: Sequence[float], bits: int) -> torch.Tensor:
     """int8 codes of a weight [Cout, ...] under one scale or one per row."""
-    scale = torch.tensor(scales, dtype=torch.float32, device=rows.device)
-    axis = 0 if scale.numel() > 1 else None
-    scale = scale if axis == 0 else scale.reshape(())
-    offset = torch.zeros_like(scale, dtype=torch.int32)
-    return quantize(rows, scale, offset, bits, axis)
+    return row_codes(rows, torch.tensor(scales, dtype=torch.float32, device=rows.device), bits)
 
 
 def quantize_bias(
@@ -132,7 +126,7 @@ def quantize_bias(
     unit: str = "scale_w * scale_d",
 ) -> NDArray[np.int32]:
     """rint(bias / deq_scale) in float64; RuntimeError when one does not fit into int32."""
-    codes = np.rint(bias.astype(np.float64) / deq_scale.astype(np.float64))
+    codes = bias_codes(*map(torch.from_numpy, (bias.astype(np.float64), deq_scale))).numpy()
     worst = int(np.argmax(np.abs(codes)))
     if not abs(codes[worst]) <= INT32_MAX:  # a NaN fails too
         raise RuntimeError(

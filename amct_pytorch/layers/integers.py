@@ -8,7 +8,7 @@ These are the rules that the exported graphs follow; nothing here reads a value 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,6 +45,15 @@ class Integers:
     bias: Tensor | None
     deq_scale: Tensor
 
+    def to(self, device: torch.device) -> Integers:
+        """The same integers on another device; itself where they are there already."""
+        if self.deq_scale.device == device:
+            return self
+        own = {field.name: getattr(self.factors, field.name) for field in fields(Factors)}
+        factors = Factors(**{k: _moved(v, device) for k, v in own.items()})
+        tensors = (_moved(t, device) for t in (self.weight, self.bias, self.deq_scale))
+        return Integers(factors, *tensors)
+
     def run(self, module: nn.Module, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The output of the quantized layer; float32 arithmetic, also under autocast."""
         return self.finish(module, self.accumulate(module, x, output_size), x.dtype)
@@ -75,6 +84,10 @@ def integers_of(
     codes = None if weight is None else weight_codes(module, weight, factors).float()
     bias = None if bias is None else bias_codes(bias, deq_scale).float()
     return Integers(factors, codes, bias, deq_scale)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def activation_codes(x: Tensor, scale: Tensor, offset: Tensor, num_bits: int) -> Tensor:

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..records import LayerRecord
 from .base import AmctLayer
-from .integers import Factors, Integers, channel_axis, integers_of, to_half_precision
 from .checkpoint_names import adopt
+from .gates import gates_to_onnx
 from .gradient import with_gradient_of
+from .integers import Factors, channel_axis, integers_of, to_half_precision
 from .learned_range import LearnedRange, RangeOptions
 from .learned_weight import SCALE_FLOOR, LearnedWeight, WeightOptions
 from .recurrent import HIDDEN, QuantizedRecurrence
-from .run import run_layer
+from .run import output_size, run_layer
 from .shared_input import SharedInput
 from .shift_search import ShiftSearch
 
@@ -178,17 +180,19 @@ class RetrainedLayer(Retrained):
         parameters = {"weight": deployed.weight, "bias": deployed.bias}
         return Exported(record, {k: v for k, v in parameters.items() if v is not None})
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        self.quant_module.range_owner.observe_input(input)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = self.first_input(args, kwargs)
+        size = output_size(self.sub_module, args, kwargs)
+        self.quant_module.range_owner.observe_input(x)
         if self.training:
             if self.shift_search is not None:
                 self.shift_search.reset()
-            return self._trained(input, output_size)
+            return self._trained(x, size)
         with torch.no_grad():
-            exact = self._evaluated(input, output_size)
+            exact = self._evaluated(x, size)
         if not torch.is_grad_enabled():
             return exact
-        return with_gradient_of(exact, self._trained(input, output_size))
+        return with_gradient_of(exact, self._trained(x, size))
 
     def _deployed(self) -> _Deployed:
         module, options = self.quant_module, self.quant_module.options
@@ -211,21 +215,19 @@ class RetrainedLayer(Retrained):
         factors = Factors(scale_d, offset_d, act_bits, scale_w, bits, options.force_fp16, shift)
         return _Deployed(weight, None if bias is None else bias.detach(), factors)
 
-    def _trained(self, x: Tensor, output_size: list[int] | None) -> Tensor:
+    def _trained(self, x: Tensor, size: list[int] | None) -> Tensor:
         module = self.quant_module
         x = module.quantized_input(x)
         weight = None
         if module.options.weight is not None:
             weight = self._signed(module.quantize_weight(self._signed(module.weight)))
-        y = run_layer(module.replaced_module, x, weight, module.bias, output_size)
+        y = run_layer(module.replaced_module, x, weight, module.bias, size)
         return y if self.bn_module is None else self.bn_module(y)
 
-    def _evaluated(self, x: Tensor, output_size: list[int] | None) -> Tensor:
+    def _evaluated(self, x: Tensor, size: list[int] | None) -> Tensor:
         deployed, module = self._deployed(), self.sub_module
-        integers: Integers = integers_of(
-            module, deployed.weight, deployed.bias, deployed.factors
-        )
-        sums = integers.accumulate(module, x, output_size)
+        integers = integers_of(module, deployed.weight, deployed.bias, deployed.factors)
+        sums = integers.accumulate(module, x, size)
         if self.shift_search is not None:
             self.shift_search.observe(sums, channel_axis(module))
         return integers.finish(module, sums, x.dtype)

@@ -8,6 +8,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
+def output_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The argument `output_size` in a call of `module`, which transposed convolutions have."""
+    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        return None
+    return args[1] if len(args) > 1 else kwargs.get("output_size")
+
+
 def run_layer(
     module: Any,
     x: Tensor,

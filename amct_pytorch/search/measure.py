@@ -92,7 +92,8 @@ def _add(
 ) -> None:
     sums.outputs.append((similarity_sums(output, quantized), output.numel()))
     x = x.float()
-    scale, offset, bits = layer.scale.to(x.device), layer.offset.to(x.device), layer.act_bits
+    factors = layer.integers.to(x.device).factors
+    scale, offset, bits = factors.scale_d, factors.offset_d, factors.act_bits
     sums.rounded.append(similarity_sums(x, fake_quantize(x, scale, offset, bits)))
     low, high = ((limit - offset) * scale for limit in (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
     sums.clipped.append(similarity_sums(x, torch.clamp(x, low, high)))

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
+import torch
 from torch import nn
 
 from ..calibrators import HFMG, IFMR
 from ..config.layer import ActivationConfig, HfmgConfig, LayerConfig
 from ..layers.calibrate import CalibratedLayer, Calibration, Calibrator
+from ..layers.integers import to_half_precision
 from ..layers.replace import replace_module
 from ..records import LayerRecord, Records
 
 logger = logging.getLogger(__name__)
-
-FP16_MIN_NORMAL, FP16_MAX = 2.0**-14, 65504.0
 
 
 @dataclass
@@ -72,7 +71,7 @@ def records_so_far(
         if factors is not None:
             scale, offset = factors
             if record.force_fp16:
-                scale = to_half_precision(scale)
+                scale = float(to_half_precision(torch.tensor(scale, dtype=torch.float32)))
             layers[name] = replace(record, scale_d=scale, offset_d=offset)
         else:
             layers[name] = replace(record, act_type=None)
@@ -120,17 +119,3 @@ def new_calibrator(config: ActivationConfig) -> Calibrator:
         search_range=config.search_range,
         search_step=config.search_step,
     )
-
-
-def to_half_precision(scale: float) -> float:
-    """The scale as FORCE_FP16_QUANT records it: in half precision.
-
-    Outside the normal range of float16 the square of the rounded root stands for it.
-
-    >>> round(to_half_precision(0.0123456), 8)
-    0.01234436
-    """
-    if FP16_MIN_NORMAL <= scale <= FP16_MAX:
-        return float(np.float16(scale))
-    root = np.float32(np.float16(np.sqrt(np.float32(scale))))
-    return float(root * root)

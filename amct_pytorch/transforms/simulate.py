@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..export.integer_ir import dequant_scale, quantize_bias, quantize_rows, shift_of
+from ..export.integer_ir import dequant_scale, quantize_bias, shift_of
 from ..layers.calibrate import CalibratedLayer
-from ..layers.channels import channels_first, channels_restored
+from ..layers.integers import Factors, integers_of
 from ..layers.replace import replace_module
 from ..layers.simulate import SimulatedLayer
 from ..records import LayerRecord, Records
@@ -64,27 +64,20 @@ def simulate_layers(model: nn.Module, records: Records) -> dict[str, SimulatedLa
 @torch.no_grad()
 def simulated_layer(name: str, module: Any, record: LayerRecord) -> SimulatedLayer:
     """The stand-in that computes with the integers of `record`."""
-    assert record.scale_d is not None
-    assert record.offset_d is not None
-    deq_scale, shift = dequant_scale(name, record), shift_of(record)
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    if isinstance(getattr(module, "weight", None), Tensor):
-        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
-        groups = getattr(module, "groups", 1)
-        rows = channels_first(module.weight.detach(), transposed, groups)
-        weight = channels_restored(quantize_rows(rows, record), transposed, groups)
-    if isinstance(getattr(module, "bias", None), Tensor):
-        array = module.bias.detach().cpu().numpy()
-        bias = torch.from_numpy(quantize_bias(name, array, deq_scale))
-    return SimulatedLayer(
-        name,
-        module,
-        record.scale_d,
-        record.offset_d,
+    deq_scale = dequant_scale(name, record)  # raises for factors that cannot be used
+    bias: Tensor | None = getattr(module, "bias", None)
+    if bias is not None:
+        quantize_bias(name, bias.detach().cpu().numpy(), deq_scale)  # raises beyond int32
+    weight: Tensor | None = getattr(module, "weight", None)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    shift = shift_of(record)
+    factors = Factors(
+        torch.tensor(record.scale_d, dtype=torch.float32, device=device),
+        torch.tensor(record.offset_d, dtype=torch.int32, device=device),
         record.act_bits,
-        weight,
-        bias,
-        torch.from_numpy(deq_scale),
-        None if shift is None else torch.from_numpy(shift),
+        torch.tensor(record.scale_w, dtype=torch.float32, device=device),
+        record.wts_bits,
+        record.force_fp16,
+        None if shift is None else torch.from_numpy(shift).to(device, torch.int32),
     )
+    return SimulatedLayer(name, module, integers_of(module, weight, bias, factors))
