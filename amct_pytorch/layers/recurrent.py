@@ -54,10 +54,14 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         """Registers the quantizers for `module`; without channel_wise there is a scale per gate."""
         self.add_range(name, of_input)
         self.add_range(name, of_hidden, HIDDEN)
+        self.add_gates(module, weight)
+
+    def add_gates(self, module: Any, weight: WeightOptions) -> None:
+        """Registers the quantizers of the weights."""
         self.per_gate = not weight.channel_wise
         by_row = WeightOptions(weight.num_bits, learned=weight.learned)
         for prefix, key in (("wts", "weight_ih_l0"), (RECURRENT, "weight_hh_l0")):
-            self.add_weight(self._rows(module, getattr(module, key)), by_row, prefix)
+            self.add_weight(self.rows(module, getattr(module, key)), by_row, prefix)
 
     def observe_both(self, module: Any, x: Tensor, state: State) -> None:
         """Shows the input and all hidden states of one batch to what finds the first ranges."""
@@ -65,16 +69,16 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         if self.range_init(HIDDEN).done:
             return
         with torch.no_grad():
-            output, _ = _run(module, x, state, _weights(module))
+            output, _ = run_recurrent(module, x, state, recurrent_weights(module))
             steps = output.transpose(0, 1) if module.batch_first else output
             self.observe_input(torch.cat([state[0], steps[:-1]]), HIDDEN)
 
     def trained(self, module: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Output and last state with fake-quantized input, hidden states and weights."""
-        w_ih, w_hh, *biases = _weights(module)
+        w_ih, w_hh, *biases = recurrent_weights(module)
         b_ih, b_hh = biases or (None, None)
-        w_ih = self._fake(module, w_ih, "wts")
-        w_hh = self._fake(module, w_hh, RECURRENT)
+        w_ih = self.fake_weight(module, w_ih, "wts")
+        w_hh = self.fake_weight(module, w_hh, RECURRENT)
         steps = F.linear(self.quantize_input(x), w_ih, b_ih)
         steps = steps.transpose(0, 1) if module.batch_first else steps
         step: Callable[..., State] = _lstm_step if isinstance(module, nn.LSTM) else _gru_step
@@ -94,7 +98,7 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         """Output and last state as the fake_quant graph computes them."""
         factors = self.recurrent_factors(module, force_fp16)
         bits = self.range_init().options.num_bits
-        w_ih, w_hh, *biases = _weights(module)
+        w_ih, w_hh, *biases = recurrent_weights(module)
         deq_x = dequant_scale(factors.scale_w, factors.scale_d, force_fp16)
         deq_h = dequant_scale(factors.scale_r, factors.scale_h, force_fp16)
         weights = [
@@ -108,7 +112,7 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         h = fake_quantize(state[0].float(), factors.scale_h, factors.offset_h, bits)
         rest = tuple(s.float() for s in state[1:])
         with torch.autocast(x.device.type, enabled=False):
-            return _run(module, x, (h, *rest), weights)
+            return run_recurrent(module, x, (h, *rest), weights)
 
     @torch.no_grad()
     def recurrent_factors(self, module: Any, force_fp16: bool = False) -> RecurrentFactors:
@@ -117,7 +121,7 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         scale_h, offset_h = self.range_factors(HIDDEN)
         if force_fp16:
             scale_d, scale_h = to_half_precision(scale_d), to_half_precision(scale_h)
-        w_ih, w_hh = (self._rows(module, w.detach()) for w in _weights(module)[:2])
+        w_ih, w_hh = (self.rows(module, w.detach()) for w in recurrent_weights(module)[:2])
         scale_w, scale_r = self.weight_scale(w_ih), self.weight_scale(w_hh, RECURRENT)
         return RecurrentFactors(scale_d, offset_d, scale_w, scale_h, offset_h, scale_r)
 
@@ -125,17 +129,8 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         self, module: Any, x: Tensor, hx: Any, force_fp16: bool = False
     ) -> tuple[Tensor, Any]:
         """The forward of the layer: output and last state in the form of torch's."""
-        if x.dim() != 3:
-            raise RuntimeError(
-                f"{self.range_init().name}: expected an input of 3 dimensions, got {list(x.shape)}"
-            )
         lstm = isinstance(module, nn.LSTM)
-        if hx is None:
-            batch = x.shape[0 if module.batch_first else 1]
-            zeros = x.new_zeros(1, batch, module.hidden_size)
-            state: State = (zeros, zeros) if lstm else (zeros,)
-        else:
-            state = tuple(hx) if lstm else (hx,)
+        state = initial_state(self.range_init().name, module, x, hx)
         self.observe_both(module, x, state)
         if self.training:
             output, last = self.trained(module, x, state)
@@ -148,17 +143,19 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
                 last = tuple(with_gradient_of(a, b) for a, b in zip(last, states, strict=True))
         return output, last if lstm else last[0]
 
-    def _rows(self, module: Any, weight: Tensor) -> Tensor:
+    def rows(self, module: Any, weight: Tensor) -> Tensor:
         """[G * H, n], or [G, H * n] where a gate has one scale."""
-        return weight.reshape(len(weight) // module.hidden_size, -1) if self.per_gate else weight
+        gates = 4 if isinstance(module, nn.LSTM) else 3
+        return weight.reshape(gates, -1) if self.per_gate else weight
 
-    def _fake(self, module: Any, weight: Tensor, prefix: str) -> Tensor:
-        return self.quantize_weight(self._rows(module, weight), prefix).reshape(weight.shape)
+    def fake_weight(self, module: Any, weight: Tensor, prefix: str) -> Tensor:
+        """A weight fake-quantized as in training."""
+        return self.quantize_weight(self.rows(module, weight), prefix).reshape(weight.shape)
 
     def _by_codes(
         self, module: Any, weight: Tensor, scale: Tensor, truncated: Tensor, force_fp16: bool
     ) -> Tensor:
-        rows = self._rows(module, weight.detach())
+        rows = self.rows(module, weight.detach())
         bits = self.wts_options.num_bits
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         values = fake_quantize(rows.float(), scale, zeros, bits, 0)
@@ -167,13 +164,24 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
         return values.reshape(weight.shape)
 
 
-def _weights(module: Any) -> list[Tensor]:
+def initial_state(name: str, module: Any, x: Tensor, hx: Any) -> State:
+    """The state that a call begins with, zeros for None; RuntimeError for an unbatched input."""
+    if x.dim() != 3:
+        raise RuntimeError(f"{name}: expected an input of 3 dimensions, got {list(x.shape)}")
+    if hx is not None:
+        return tuple(hx) if isinstance(module, nn.LSTM) else (hx,)
+    zeros = x.new_zeros(1, x.shape[0 if module.batch_first else 1], module.hidden_size)
+    return (zeros, zeros) if isinstance(module, nn.LSTM) else (zeros,)
+
+
+def recurrent_weights(module: Any) -> list[Tensor]:
+    """weight_ih, weight_hh and, if there are any, bias_ih and bias_hh."""
     keys = ["weight_ih_l0", "weight_hh_l0"]
     keys += ["bias_ih_l0", "bias_hh_l0"] if module.bias else []
     return [getattr(module, key) for key in keys]
 
 
-def _run(module: Any, x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, State]:
+def run_recurrent(module: Any, x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, State]:
     """torch's own LSTM or GRU on the given weights."""
     if isinstance(module, nn.LSTM):
         output, h, c = torch._VF.lstm(

@@ -88,15 +88,10 @@ class QuantizedInputs(LearnedRange, Processed):
             raise RuntimeError(f"{name}: call model.eval() before torch.onnx.export")
 
 
-class QATLayer(QuantizedInputs, LearnedWeight):
-    """A quantized layer; subclasses are also a subclass of the torch layer `FLOAT`."""
+class QuantizedForm(QuantizedInputs):
+    """The quantized form of a torch layer; subclasses are also a subclass of `FLOAT`."""
 
     FLOAT: ClassVar[type[nn.Module]]
-    RANKS: ClassVar[tuple[int, ...]] = ()  # of the input; empty: any
-    CHANNEL_WISE: ClassVar[bool] = True  # the default, and whether it is allowed
-
-    weight: Tensor
-    bias: Tensor | None
 
     @classmethod
     def from_float(cls, mod: nn.Module, config: Mapping[str, Any] | None = None) -> Self:
@@ -115,6 +110,20 @@ class QATLayer(QuantizedInputs, LearnedWeight):
             layer.__dict__[key] = copy.copy(value) if isinstance(value, containers) else value
         layer.add_quantizers(config)
         return layer
+
+    def add_quantizers(self, config: Mapping[str, Any] | None) -> None:
+        """Reads the configuration and registers what it asks for."""
+        raise NotImplementedError
+
+
+class QATLayer(QuantizedForm, LearnedWeight):
+    """A quantized convolution or linear layer."""
+
+    RANKS: ClassVar[tuple[int, ...]] = ()  # of the input; empty: any
+    CHANNEL_WISE: ClassVar[bool] = True  # the default, and whether it is allowed
+
+    weight: Tensor
+    bias: Tensor | None
 
     def add_quantizers(self, config: Mapping[str, Any] | None) -> None:
         """Reads the configuration and registers what it asks for."""
