@@ -48,7 +48,7 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal]:
         without = config.model_copy(update={"dmq_balancer_param": None})
         found = config.dmq_balancer_param
         yield Refusal(("dmq_balancer_param",), found, "none", reason, without)
-    if activation.num_bits == 16 and (reason := _why_not_int16(layer, can)):
+    if activation.num_bits == 16 and (reason := why_not_int16(layer, can)):
         without = _with(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without)
     if activation.asymmetric and not can.asymmetric:
@@ -64,12 +64,13 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal]:
         reason = f"one scale per channel is for {types}, not {layer.kind}"
         without = _with(config, _WTS, channel_wise=False)
         yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
-    if reason := _why_not_bits(weight.num_bits, layer, can):
+    if reason := why_not_bits(weight.num_bits, layer, can):
         without = _with(config, _WTS, num_bits=8)
         yield Refusal((_WTS, "num_bits"), weight.num_bits, "8", reason, without)
 
 
-def _why_not_int16(layer: Layer, can: Capability) -> str:
+def why_not_int16(layer: Layer, can: Capability) -> str:
+    """Why `layer` cannot have 16-bit activations, or an empty text."""
     if not can.int16:
         types = types_that(lambda c: c.int16)
         return f"16-bit activations are for {types}, not {layer.kind}"
@@ -78,7 +79,8 @@ def _why_not_int16(layer: Layer, can: Capability) -> str:
     return ""
 
 
-def _why_not_bits(bits: int, layer: Layer, can: Capability) -> str:
+def why_not_bits(bits: int, layer: Layer, can: Capability) -> str:
+    """Why `layer` cannot have weights of `bits`, or an empty text."""
     if bits in (6, 7) and not can.six_seven_bits:
         types = types_that(lambda c: c.six_seven_bits)
         return f"6- and 7-bit weights are for {types}, not {layer.kind}"

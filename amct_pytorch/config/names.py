@@ -21,7 +21,12 @@ GLOBAL_KEYS = (
 )
 
 
-def quantizable_layers(source: str, facts: ModelFacts, skipped: Collection[str]) -> list[str]:
+def quantizable_layers(
+    source: str,
+    facts: ModelFacts,
+    skipped: Collection[str],
+    global_keys: Collection[str] = GLOBAL_KEYS,
+) -> list[str]:
     """The layers that a generated configuration lists, skipped ones included.
 
     Raises ValueError if there is none, if all are skipped, or if a name is a global key.
@@ -30,9 +35,11 @@ def quantizable_layers(source: str, facts: ModelFacts, skipped: Collection[str])
     if not names:
         why = [f"{name} ({layer.kind}): {layer.reason}" for name, layer in facts.layers.items()]
         lines = "\n".join(why) or f"it has no module of the types {', '.join(PTQ_KINDS)}"
-        raise ValueError(f"{source}: the model has no layer that can be quantized:\n{lines}")
+        raise ValueError(
+            f"{source}: No supported layers: the model has no layer that can be quantized:\n{lines}"
+        )
     for name in names:
-        if name in GLOBAL_KEYS:
+        if name in global_keys:
             text = "this layer has the name of a global key of the configuration; rename the module"
             raise ValueError(f"{source}: {name}: {text}")
     if set(names) <= set(skipped):
@@ -52,17 +59,24 @@ def checked_skips(skip_layers: object, facts: ModelFacts) -> list[str]:
     return names
 
 
-def why_not_layer(name: str, facts: ModelFacts) -> str:
+def why_not_layer(name: str, facts: ModelFacts, kinds: Collection[str] = PTQ_KINDS) -> str:
     """What to say if `name` is not a layer of a quantizable type, or an empty text."""
     if name in facts.layers:
         return ""
     if name in facts.modules:
-        types = ", ".join(PTQ_KINDS)
-        if facts.modules[name] in PTQ_KINDS:
+        types = ", ".join(kinds)
+        if facts.modules[name] in kinds:
             return f"expected the first name of a module, got {shown(name)}, another name of it"
         return f"expected a layer of type {types}, got {shown(name)}, a {facts.modules[name]}"
     expected = "expected the name of a layer of the model"
     return f"{expected}, got {shown(name)}{did_you_mean(name, facts.layers)}"
+
+
+def why_not_type(kind: str, kinds: Collection[str] = PTQ_KINDS) -> str:
+    """What to say if `kind` is no quantizable type, or an empty text."""
+    if kind in kinds:
+        return ""
+    return f"expected one of {', '.join(kinds)}, got {shown(kind)}{did_you_mean(kind, kinds)}"
 
 
 def why_repeated(names: Sequence[str], index: int) -> str:
@@ -71,16 +85,21 @@ def why_repeated(names: Sequence[str], index: int) -> str:
     return f"expected each name once, got {shown(names[index])} twice" if again else ""
 
 
-def refused_key(key: str, facts: ModelFacts) -> Problem | None:
+def refused_key(
+    key: str,
+    facts: ModelFacts,
+    global_keys: Collection[str] = GLOBAL_KEYS,
+    kinds: Collection[str] = PTQ_KINDS,
+) -> Problem | None:
     """The mistake if `key`, no global key, does not name a layer that can be quantized."""
     if key in facts.layers:
         layer = facts.layers[key]
         text = f"this {layer.kind} cannot be quantized: {layer.reason}"
         return None if layer.reason is None else Problem((key,), text)
     if key in facts.modules:
-        return Problem((key,), why_not_layer(key, facts))
+        return Problem((key,), why_not_layer(key, facts, kinds))
     text = f"expected the name of a layer or a global key, got {shown(key)}"
-    return Problem((key,), text + did_you_mean(key, [*facts.layers, *GLOBAL_KEYS]))
+    return Problem((key,), text + did_you_mean(key, [*facts.layers, *global_keys]))
 
 
 def fusion_problems(names: Sequence[str], facts: ModelFacts) -> Iterator[Problem]:

@@ -70,21 +70,29 @@ def wrong_value(expected: str) -> PydanticCustomError:
     return PydanticCustomError("wrong_value", "{text}", {"text": expected})
 
 
-def problems_of(error: ValidationError, keys: Mapping[str, Collection[str]]) -> list[Problem]:
+def problems_of(
+    error: ValidationError,
+    keys: Mapping[str, Collection[str]],
+    parts: Mapping[str, Collection[str]] | None = None,
+) -> list[Problem]:
     """The mistakes pydantic found.
 
     `keys` gives the keys that an object may have, by the name of its union branch, or by "" for an
-    object that is in no union. Branch names are left out of the paths.
+    object that is in no union; branch names are left out of the paths. `parts` gives those of
+    objects by the key under which they stand.
     """
-    return [_problem(details, keys) for details in error.errors(include_url=False)]
+    return [_problem(details, keys, parts or {}) for details in error.errors(include_url=False)]
 
 
-def _problem(details: ErrorDetails, keys: Mapping[str, Collection[str]]) -> Problem:
+def _problem(
+    details: ErrorDetails, keys: Mapping[str, Collection[str]], parts: Mapping[str, Collection[str]]
+) -> Problem:
     location = tuple(part for part in details["loc"] if part not in keys)
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        branch = next((part for part in reversed(details["loc"]) if part in keys), "")
-        return _unknown_key(location, keys, str(branch))
+        all_keys = {**keys, **parts}
+        branch = next((part for part in reversed(details["loc"][:-1]) if part in all_keys), "")
+        return _unknown_key(location, all_keys, str(branch))
     expected = _EXPECTED_TYPES.get(kind) or _expected_value(details, context)
     is_type = kind in _EXPECTED_TYPES or (kind == "literal_error" and not isinstance(found, str))
     return Problem(location, f"expected {expected}, got {shown(found)}", is_type)

@@ -7,22 +7,17 @@ else `common_config`; it applies as a whole, nothing of the others is mixed in b
 from __future__ import annotations
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import text_format
-
-from ..capability import PTQ_KINDS
 from ..graph import Layer, ModelFacts
-from ..suggest import did_you_mean
 from .limits import refusals
-from .names import quantizable_layers, why_not_layer, why_repeated
+from .names import quantizable_layers, why_not_layer, why_not_type, why_repeated
 from .problems import Problem, fail, shown
+from .proto_text import parse
 from .ptq import QuantConfig
-from .schema import message_class
 from .section import Section
 
 logger = logging.getLogger(__name__)
@@ -51,7 +46,7 @@ def load_simplified(path: str, facts: ModelFacts) -> QuantConfig:
     >>> config.batch_num, config.layers["conv"].weight_quant_params.num_bits
     (4, 6)
     """
-    message = _parse(path)
+    message = parse(path, "calibration_config_pytorch", "AMCTConfig")
     sections = _Sections.read(message)
     # Each check may rely on those before it.
     for check in (
@@ -160,7 +155,7 @@ def _name_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
         (overridden_types, lambda i: ("override_layer_types", i, "layer_type")),
     ):
         for index, kind in enumerate(types):
-            if text := _why_not_type(kind) or why_repeated(types, index):
+            if text := why_not_type(kind) or why_repeated(types, index):
                 yield Problem(location(index), text)
     for index, name in enumerate(message.skip_layers):
         if text := why_not_layer(name, facts) or why_repeated(message.skip_layers, index):
@@ -171,36 +166,3 @@ def _name_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
             text = f"{shown(name)} cannot be quantized: {reason}"
         if text:
             yield Problem(("override_layer_configs", index, "layer_name"), text)
-
-
-def _why_not_type(kind: str) -> str:
-    if kind in PTQ_KINDS:
-        return ""
-    return (
-        f"expected one of {', '.join(PTQ_KINDS)}, got {shown(kind)}{did_you_mean(kind, PTQ_KINDS)}"
-    )
-
-
-def _parse(path: str) -> Any:
-    with open(path, "rb") as file:
-        content = file.read()
-    message = message_class("calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")()
-    try:
-        text_format.Parse(content.decode("utf-8-sig"), message)
-    except UnicodeDecodeError as error:
-        raise text_format.ParseError(f"{path}: expected UTF-8 text ({error})") from None
-    except text_format.ParseError as error:
-        line, reason = error.GetLine() or 1, str(error).partition(" : ")[2] or str(error)
-        hint = _closest_field(reason, message.DESCRIPTOR.file)
-        raise text_format.ParseError(f"{path}:{line}: {reason.rstrip('.')}{hint}") from None
-    if missing := message.FindInitializationErrors():
-        raise text_format.ParseError(f"{path}: {missing[0]}: required, found none")
-    return message
-
-
-def _closest_field(reason: str, file: Any) -> str:
-    """The field that an unknown one may stand for; protobuf's message names it."""
-    unknown = re.search(r'type "\w+\.(\w+)" has no field named "(\w+)"', reason)
-    if not unknown:
-        return ""
-    return did_you_mean(unknown[2], file.message_types_by_name[unknown[1]].fields_by_name)
