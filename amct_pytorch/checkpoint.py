@@ -28,7 +28,9 @@ def load_checkpoint(path: str, name: str | None) -> dict[str, Any]:
             keys = ", ".join(map(repr, content)) if isinstance(content, dict) else "no dictionary"
             raise KeyError(f"{path}: state_dict_name {name!r} is missing; the file has {keys}")
         content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(v, torch.Tensor) for v in content.values()
+    ):
         found = f"keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
         raise RuntimeError(
             f"{path}: expected a state dict, names to tensors, got {found}; give state_dict_name "

@@ -27,6 +27,7 @@ from .transforms.retrain import (
     shift_progress_of,
 )
 
+
 def create_quant_retrain_config(
     config_file: str,
     model: nn.Module,
@@ -61,9 +62,7 @@ def create_quant_retrain_config(
     check_file_name(config_file, "config_file")
     check_writable(config_file)
     options = ExportOptions(opset_version=opset_version)
-    _, facts = capture_model(
-        copy_model(model, required=False), input_data, options, recurrent=True
-    )
+    _, facts = capture_model(copy_model(model, required=False), input_data, options, recurrent=True)
     if config_defination is None:
         config = RetrainConfig.generate(facts)
     else:
@@ -139,8 +138,8 @@ def restore_quant_retrain_model(
         pth_file: what `torch.save(model.state_dict(), pth_file)` wrote.
         state_dict_name: the key of the state dict where the file holds a dictionary around it.
 
-    Parameters and buffers whose names begin with `module.` or `_orig_mod.` (DistributedDataParallel, torch.compile) are
-    accepted, and so are checkpoints of the Ascend toolkit.
+    Names that begin with `module.` or `_orig_mod.` (DistributedDataParallel, torch.compile) are
+    accepted, and so are checkpoints of the Ascend toolkit (layers/checkpoint_names.py).
     Raises KeyError for a missing `state_dict_name`, RuntimeError for names or shapes that do not
     fit the model, FileNotFoundError for a missing file.
     """

@@ -147,7 +147,9 @@ def plot_ranges(ranges: Ranges, path: Path) -> None:
     plt.close(figure)
 
 
-def compare(model: nn.Module, data: Digits, title: str, epochs: int, folder: Path) -> dict[str, str]:
+def compare(
+    model: nn.Module, data: Digits, title: str, epochs: int, folder: Path
+) -> dict[str, str]:
     """Trains with the weights that `title` says; the rows of the table."""
     weights, images, labels = BITS[title], data.test_images, data.test_labels
     retraining = Retraining(model, data, weights, folder)
@@ -187,7 +189,9 @@ def main() -> None:
     data = load_data(args.seed)
     epochs = QUICK_EPOCHS if args.quick else EPOCHS
     model = train_digits(data, epochs, args.seed)
-    rows = {"top-1, float model": f"{top1(run_torch(model, data.test_images), data.test_labels):.2%}"}
+    rows = {
+        "top-1, float model": f"{top1(run_torch(model, data.test_images), data.test_labels):.2%}"
+    }
     for title, weights in BITS.items():
         folder = args.output_dir / weights.lower()
         # A quarter of the epochs, in two halves.

@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "amct_pytorch"
 # From the bottom up; a module imports from its own layer and from those before it.
 LAYERS = [
-    ["_binary", "_host", "capability", "checkpoint", "files", "float32", "logging", "suggest", "version"],
+    [
+        "_binary",
+        "_host",
+        "capability",
+        "checkpoint",
+        "files",
+        "float32",
+        "logging",
+        "suggest",
+        "version",
+    ],
     ["ops"],
     ["calibrators"],
     ["config", "graph", "layers", "records"],

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ..capability import BY_KIND, PTQ_KINDS, Capability
 from ..graph import Layer
 from .layer import AdaConfig, ArqConfig, LayerConfig
 from .problems import Problem, shown
 
+C = TypeVar("C")  # the configuration of a layer
 _ACT, _WTS = "activation_quant_params", "weight_quant_params"
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refusal(Generic[C]):
     """One setting that a layer cannot have."""
 
     keys: tuple[str, ...]  # inside the layer's object
     found: object
     allowed: str
     reason: str
-    without: LayerConfig  # the same configuration with what the layer can do
+    without: C  # the same configuration with what the layer can do
 
     def problem(self, *location: str) -> Problem:
         """As a mistake of the configuration; `location` comes before the keys."""
@@ -38,7 +40,7 @@ def types_that(can: Callable[[Capability], bool]) -> str:
     return ", ".join(kind for kind in PTQ_KINDS if can(BY_KIND[kind]))
 
 
-def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal]:
+def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]]:
     """Every setting of `config` that `layer` cannot have."""
     can = BY_KIND[layer.kind]
     activation, weight = config.activation_quant_params, config.weight_quant_params

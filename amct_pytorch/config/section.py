@@ -60,7 +60,7 @@ class Section:
             entry["dmq_balancer_param"] = _decimal(self.message.dmq_balancer.migration_strength)
         return LayerConfig.model_validate(with_defaults(entry, layer, asymmetric))
 
-    def problem(self, refusal: Refusal) -> Problem:
+    def problem(self, refusal: Refusal[LayerConfig]) -> Problem:
         """`refusal` as a mistake in this section."""
         problem = self._at(refusal.problem())
         if problem.location[-1] == "dst_type":

@@ -16,7 +16,6 @@ from typing import Any
 from ..capability import BY_KIND
 from ..float32 import shortest
 from ..graph import Layer, ModelFacts
-from .limits import Refusal
 from .names import quantizable_layers, why_not_layer, why_not_type, why_repeated
 from .problems import Problem, fail, shown
 from .proto_text import parse
@@ -29,7 +28,7 @@ from .retrain import (
     with_defaults,
 )
 from .retrain_layer import DATA, WEIGHT, dumped
-from .retrain_limits import retrain_refusals
+from .retrain_limits import RetrainRefusal, refused_pair, retrain_refusals
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +104,13 @@ class _Section:
                 entry[WEIGHT]["channel_wise"] = chosen.channel_wise
         return entry
 
-    def problem(self, refusal: Refusal) -> Problem:
+    def problem(self, refusal: RetrainRefusal) -> Problem:
         """`refusal` as a mistake in this section."""
         return self.at(refusal.problem())
 
     def at(self, problem: Problem) -> Problem:
         """`problem` of a layer's JSON object, at the field that it comes from."""
-        part, *keys = problem.location or ("",)
+        part, *keys = problem.location
         fields: tuple[str | int, ...] = ()
         if part == DATA:
             clip = any(key in ("clip_max", "clip_min") for key in keys)
@@ -203,10 +202,8 @@ def _value_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
         found = layer_problems(with_defaults(section.entry(), anything))
         if found:
             yield from map(section.at, found)
-            continue
-        for refusal in retrain_refusals(section.config(anything), anything):
-            if not refusal.keys:  # types that do not go together
-                yield section.problem(refusal)
+        elif refusal := refused_pair(section.config(anything)):
+            yield section.problem(refusal)
 
 
 def _limit_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:

@@ -93,8 +93,9 @@ def product_scale(
     scale_d = np.float32(getattr(record, activations) or 0.0)
     with np.errstate(all="ignore"):
         invertible = np.isfinite(np.float32(1) / scale_d)
-    scales = (torch.tensor(getattr(record, f), dtype=torch.float32) for f in (weights, activations))
-    deq_scale: NDArray[np.float32] = fused_scale(*scales, record.force_fp16).numpy()
+    scale_w = torch.tensor(getattr(record, weights), dtype=torch.float32)
+    product = fused_scale(scale_w, torch.tensor(scale_d), record.force_fp16)
+    deq_scale: NDArray[np.float32] = product.numpy()
     if not (invertible and np.all(np.isfinite(deq_scale)) and np.all(deq_scale > 0)):
         raise ValueError(
             f"{name}: expected {activations} and {weights} with a finite inverse and product in "

@@ -54,7 +54,8 @@ class LearnedRange(nn.Module):
     def check_range(self, prefix: str = "acts") -> bool:
         """Whether there are clips, found or given; reads values on the host until there are."""
         clips = self.clips(prefix)
-        return self.range_init(prefix).check_done(clips.maximum, clips.minimum)
+        init = self.range_init(prefix)
+        return init.check_done(clips.maximum, clips.minimum)
 
     def observe_input(self, x: Tensor, prefix: str = "acts") -> None:
         """Lets the first clips be found from `x`, in any mode; nothing once they are."""

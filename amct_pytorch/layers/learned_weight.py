@@ -58,7 +58,7 @@ class LearnedWeight(nn.Module):
     def quantize_weight(self, weight: Tensor, prefix: str = "wts") -> Tensor:
         """`weight` fake-quantized as in training; the weight itself is not changed.
 
-        A learned scale starts from the extremes of the weight that the first call in training finds.
+        A learned scale starts from the extremes of the weight in the first call in training.
         """
         options: WeightOptions = getattr(self, f"{prefix}_options")
         scales: Tensor = getattr(self, f"{prefix}_scales")

@@ -156,7 +156,7 @@ class RangeInit(nn.Module):
         return {**state, "_newest": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.handle = _register(self)
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ..ops.fake_quantize import fake_quantize
 from .gradient import with_gradient_of
 from .integers import bias_codes, dequant_scale, to_half_precision
-from .learned_range import LearnedRange, RangeOptions
+from .learned_range import LearnedRange
 from .learned_weight import LearnedWeight, WeightOptions
+from .range_init import RangeOptions
 
 State = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM: [1, B, H] each
 HIDDEN, RECURRENT = "acts_h", "rec_wts"  # prefixes beside "acts" and "wts"
@@ -42,6 +43,7 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
     """The quantizers of an LSTM or GRU and what it computes with them."""
 
     per_gate: bool
+    wts_options: WeightOptions
 
     def add_recurrence(
         self,
@@ -181,7 +183,9 @@ def recurrent_weights(module: Any) -> list[Tensor]:
     return [getattr(module, key) for key in keys]
 
 
-def run_recurrent(module: Any, x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, State]:
+def run_recurrent(
+    module: Any, x: Tensor, state: State, weights: list[Tensor]
+) -> tuple[Tensor, State]:
     """torch's own LSTM or GRU on the given weights."""
     if isinstance(module, nn.LSTM):
         output, h, c = torch._VF.lstm(

@@ -20,8 +20,9 @@ from .checkpoint_names import adopt
 from .gates import gates_to_onnx
 from .gradient import with_gradient_of
 from .integers import Factors, channel_axis, integers_of, to_half_precision
-from .learned_range import LearnedRange, RangeOptions
+from .learned_range import LearnedRange
 from .learned_weight import SCALE_FLOOR, LearnedWeight, WeightOptions
+from .range_init import RangeOptions
 from .recurrent import HIDDEN, QuantizedRecurrence
 from .run import output_size, run_layer
 from .shared_input import SharedInput
@@ -240,7 +241,7 @@ class RetrainedLayer(Retrained):
         """
         if self.bn_module is None:
             return weight
-        gamma: Tensor = self.bn_module.weight.detach()  # type: ignore[union-attr, assignment]
+        gamma: Tensor = self.bn_module.get_parameter("weight").detach()
         sign = torch.where(gamma < 0, -1.0, 1.0).to(weight.dtype)
         return weight * sign.reshape(-1, *[1] * (weight.dim() - 1))
 
@@ -299,13 +300,13 @@ class RetrainedRecurrent(Retrained):
 def _out_channels(module: QuantModule) -> int:
     options = module.options.weight
     assert options is not None
-    size: int = module.weight.shape[1] * options.groups if options.transposed else len(module.weight)
+    size: int = (
+        module.weight.shape[1] * options.groups if options.transposed else len(module.weight)
+    )
     return size
 
 
-def _folded(
-    weight: Tensor, bias: Tensor | None, batch_norm: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _folded(weight: Tensor, bias: Tensor | None, batch_norm: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Weight and bias with the BatchNorm in them, in float32, and the gain of each channel."""
     tensors = (
         weight,
@@ -315,7 +316,8 @@ def _folded(
         batch_norm.weight,
         batch_norm.bias,
     )
-    w, b, mean, var, gamma, beta = (None if t is None else t.detach().float() for t in tensors)
+    values: list[Any] = [None if t is None else t.detach().float() for t in tensors]
+    w, b, mean, var, gamma, beta = values
     gain = gamma * torch.rsqrt(var + batch_norm.eps)
     folded_weight, folded_bias = fuse_conv_bn_weights(w, b, mean, var, batch_norm.eps, gamma, beta)
     return folded_weight.detach().to(weight.dtype), folded_bias.detach().to(weight.dtype), gain

@@ -27,38 +27,24 @@ def run_layer(
     `module` is of a quantizable type; average pooling has neither. `output_size` is for transposed
     convolutions, as in their forward.
     """
-    match module:
-        case nn.ConvTranspose1d() | nn.ConvTranspose2d():
-            deconv: Any = (F.conv_transpose1d, F.conv_transpose2d)[len(module.kernel_size) - 1]
-            padding = module._output_padding(
-                x,
-                output_size,
-                module.stride,
-                module.padding,
-                module.kernel_size,
-                len(module.kernel_size),
-                module.dilation,
-            )
-            result: Tensor = deconv(
-                x,
-                weight,
-                bias,
-                module.stride,
-                module.padding,
-                padding,
-                module.groups,
-                module.dilation,
-            )
-            return result
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            conv: Any = (F.conv1d, F.conv2d, F.conv3d)[len(module.kernel_size) - 1]
-            result = conv(
-                x, weight, bias, module.stride, module.padding, module.dilation, module.groups
-            )
-            return result
-        case nn.Linear():
-            return F.linear(x, weight, bias)  # type: ignore[arg-type]
-        case nn.AvgPool2d():
-            result = module(x)
-            return result
-    raise TypeError(f"a {type(module).__name__} is not a layer that can be quantized")
+    run: Any
+    result: Tensor
+    if isinstance(module, nn.Linear):
+        result = F.linear(x, weight, bias)  # type: ignore[arg-type]
+    elif isinstance(module, nn.AvgPool2d):
+        result = module(x)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        run = (F.conv1d, F.conv2d, F.conv3d)[len(module.kernel_size) - 1]
+        result = run(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        run = (F.conv_transpose1d, F.conv_transpose2d)[len(module.kernel_size) - 1]
+        sizes: Any = module.stride, module.padding, module.kernel_size
+        rank, dilation = len(module.kernel_size), module.dilation
+        deconv: Any = module
+        padding = deconv._output_padding(x, output_size, *sizes, rank, dilation)
+        result = run(
+            x, weight, bias, module.stride, module.padding, padding, module.groups, dilation
+        )
+    else:
+        raise TypeError(f"a {type(module).__name__} is not a layer that can be quantized")
+    return result

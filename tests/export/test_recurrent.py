@@ -12,7 +12,7 @@ from amct_pytorch.export.graphs import graph_files
 from amct_pytorch.export.verify import run_deploy
 from amct_pytorch.graph.options import ExportOptions
 from amct_pytorch.records import LayerRecord, Records
-from amct_pytorch.steps import name_layers, capture_model
+from amct_pytorch.steps import capture_model, name_layers
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 GATES = {nn.LSTM: 4, nn.GRU: 3}

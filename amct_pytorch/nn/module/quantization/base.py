@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .config import DataConfig, ModuleConfig, read_config
 from .qdq import quantize_dequantize
 
 CODES = {8: torch.int8, 16: torch.int16}
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class QuantizedInputs(LearnedRange, Processed):
@@ -122,8 +123,12 @@ class QATLayer(QuantizedForm, LearnedWeight):
     RANKS: ClassVar[tuple[int, ...]] = ()  # of the input; empty: any
     CHANNEL_WISE: ClassVar[bool] = True  # the default, and whether it is allowed
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Any
+    bias: Any
+    wts_options: WeightOptions
+    wts_scales: Tensor
+    wts_scales_deploy: Tensor
+    wts_offsets_deploy: Tensor
 
     def add_quantizers(self, config: Mapping[str, Any] | None) -> None:
         """Reads the configuration and registers what it asks for."""
@@ -159,9 +164,7 @@ class QATLayer(QuantizedForm, LearnedWeight):
         """Raises for options of the layer that cannot be quantized."""
         mode = getattr(self, "padding_mode", "zeros")
         if mode != "zeros":
-            raise ValueError(
-                f"{type(self).__name__}: padding_mode: expected 'zeros', got {mode!r}"
-            )
+            raise ValueError(f"{type(self).__name__}: padding_mode: expected 'zeros', got {mode!r}")
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The layer on quantized input and weight."""

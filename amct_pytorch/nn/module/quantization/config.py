@@ -65,12 +65,10 @@ class ModuleConfig(_Settings):
     retrain_weight_config: WeightConfig = Field(default_factory=WeightConfig)
 
 
-_KEYS = {
-    "": (
-        *ModuleConfig.model_fields,
-        *DataConfig.model_fields,
-        *WeightConfig.model_fields,
-    )
+_KEYS = {"": tuple(ModuleConfig.model_fields)}
+_PARTS = {
+    "retrain_data_config": tuple(DataConfig.model_fields),
+    "retrain_weight_config": tuple(WeightConfig.model_fields),
 }
 
 
@@ -92,12 +90,9 @@ asymmetric=True)
     try:
         return ModuleConfig.model_validate(_without_none(given))
     except ValidationError as error:
-        problems = problems_of(error, _KEYS)
-    parts = ("retrain_data_config", "retrain_weight_config")
-    fail(
-        f"{source}: config",
-        [replace(p, wrong_type=p.location in [(part,) for part in parts]) for p in problems],
-    )
+        found = problems_of(error, _KEYS, _PARTS)
+        parts = [(part,) for part in _PARTS]
+        fail(f"{source}: config", [replace(p, wrong_type=p.location in parts) for p in found])
 
 
 def _without_none(value: Any) -> Any:

@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from .base import QATLayer
+from .base import PaddingMode, QATLayer
 
 
 class Conv1dQAT(QATLayer, nn.Conv1d):
     """`torch.nn.Conv1d` with quantized input and weight.
 
-    Takes the arguments of `torch.nn.Conv1d` and `config`, whose keys are explained in
-    docs/qat.md. The input has 3 dimensions. Raises ValueError for a padding_mode other than "zeros".
+    Takes the arguments of `torch.nn.Conv1d`
+    and `config`, whose keys are explained in docs/qat.md. The input has 3 dimensions.
+    Raises ValueError for a padding_mode other than "zeros".
 
     >>> import torch
     >>> layer = Conv1dQAT(3, 8, 3, config={"retrain_data_config": {"batch_num": 2}})
@@ -35,7 +36,7 @@ class Conv1dQAT(QATLayer, nn.Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
         config: Mapping[str, Any] | None = None,

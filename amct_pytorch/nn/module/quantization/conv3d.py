@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from .base import QATLayer
+from .base import PaddingMode, QATLayer
 
 
 class Conv3dQAT(QATLayer, nn.Conv3d):
     """`torch.nn.Conv3d` with quantized input and weight.
 
-    Takes the arguments of `torch.nn.Conv3d` and `config`, whose keys are explained in
-    docs/qat.md. The input has 5 dimensions. Raises RuntimeError for a padding_mode other than "zeros".
+    Takes the arguments of `torch.nn.Conv3d`
+    and `config`, whose keys are explained in docs/qat.md. The input has 5 dimensions.
+    Raises RuntimeError for a padding_mode other than "zeros".
 
     >>> import torch
     >>> layer = Conv3dQAT(3, 8, 3, config={"retrain_data_config": {"batch_num": 2}})
@@ -35,7 +36,7 @@ class Conv3dQAT(QATLayer, nn.Conv3d):
         dilation: int | tuple[int, int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
         config: Mapping[str, Any] | None = None,

@@ -10,7 +10,7 @@ from torch import nn
 from .recurrent import RecurrentQAT
 
 
-class GRUQAT(RecurrentQAT, nn.GRU):
+class GRUQAT(RecurrentQAT, nn.GRU):  # type: ignore[misc]
     """`torch.nn.GRU` of one layer in one direction with quantized input, hidden state and weights.
 
     Takes the arguments of `torch.nn.GRU` and `config`, whose keys are explained in docs/qat.md;

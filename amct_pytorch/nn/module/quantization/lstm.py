@@ -10,7 +10,7 @@ from torch import nn
 from .recurrent import RecurrentQAT
 
 
-class LSTMQAT(RecurrentQAT, nn.LSTM):
+class LSTMQAT(RecurrentQAT, nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` of one layer in one direction with quantized input, hidden state and weights.
 
     Takes the arguments of `torch.nn.LSTM` and `config`, whose keys are explained in docs/qat.md;

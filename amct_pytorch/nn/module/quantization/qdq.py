@@ -15,7 +15,7 @@ def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int 
 
     Raises RuntimeError for an opset that does not have them, as far as it is known.
     """
-    if torch._C._get_tracing_state() is not None:  # type: ignore[no-untyped-call]
+    if torch._C._get_tracing_state() is not None:
         result: Tensor = _Nodes.apply(x, scale, zero_point, axis)  # type: ignore[no-untyped-call]
         return result
     attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
@@ -42,9 +42,7 @@ class _Nodes(torch.autograd.Function):
     """For the older exporter, which calls `symbolic`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
         return x.clone()
 
     @staticmethod

@@ -32,6 +32,8 @@ class RecurrentQAT(QuantizedForm, QuantizedRecurrence):
     graph, where one node is the whole sequence, before the first step only.
     """
 
+    weight_ih_l0: Tensor
+
     def add_quantizers(self, config: Mapping[str, Any] | None) -> None:
         name = type(self).__name__
         self.config: ModuleConfig = read_config(name, config)
