@@ -36,6 +36,18 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "hfmg_search(Tensor ranges, Tensor counts, int num_bits, bool asymmetric) -> (Tensor scale, "
       "Tensor offset)");
   m.def("similarity_sums(Tensor a, Tensor b) -> Tensor");
+  m.def(
+      "ulq_factors(Tensor clip_max, Tensor clip_min, int num_bits, bool fixed_min, bool "
+      "asymmetric, Tensor? previous_max, Tensor? previous_min) -> (Tensor scale, Tensor offset, "
+      "Tensor clip_max, Tensor clip_min)");
+  m.def(
+      "ulq(Tensor x, Tensor clip_max, Tensor clip_min, int num_bits, bool fixed_min, bool "
+      "asymmetric, Tensor? previous_max, Tensor? previous_min) -> (Tensor y, Tensor scale, Tensor "
+      "offset, Tensor clip_max, Tensor clip_min)");
+  m.def(
+      "ulq_backward(Tensor grad, Tensor x, Tensor clip_max, Tensor clip_min, int num_bits, bool "
+      "fixed_min, bool asymmetric) -> (Tensor grad_x, Tensor grad_clip_max, Tensor "
+      "grad_clip_min)");
 }
 
 #if !defined(AMCT_NO_PYTHON)

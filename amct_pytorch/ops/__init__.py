@@ -5,6 +5,7 @@ from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
 from .ifmr import ifmr
 from .similarity import Similarity, similarity
+from .ulq import ulq, ulq_factors
 
 __all__ = [
     "Similarity",
@@ -15,4 +16,6 @@ __all__ = [
     "ifmr",
     "quantize",
     "similarity",
+    "ulq",
+    "ulq_factors",
 ]

@@ -5,3 +5,4 @@
 #include "hfmg.inl"
 #include "ifmr.inl"
 #include "similarity.inl"
+#include "ulq.inl"
