@@ -48,6 +48,12 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "ulq_backward(Tensor grad, Tensor x, Tensor clip_max, Tensor clip_min, int num_bits, bool "
       "fixed_min, bool asymmetric) -> (Tensor grad_x, Tensor grad_clip_max, Tensor "
       "grad_clip_min)");
+  m.def(
+      "ulq_scale(Tensor weight, Tensor scale, int num_bits, int? axis, bool reciprocal, int "
+      "groups) -> Tensor");
+  m.def(
+      "ulq_scale_backward(Tensor grad, Tensor weight, Tensor scale, int num_bits, int? axis, bool "
+      "reciprocal, int groups) -> Tensor");
 }
 
 #if !defined(AMCT_NO_PYTHON)

@@ -182,4 +182,17 @@ AMCT_HD ClipGradients ulq_clip_gradients(const double (&sums)[kUlqSums], Clips c
   return {errors / steps + above, below - errors / steps};
 }
 
+// A learnt scale, or its reciprocal, kept positive; a NaN stays.
+AMCT_HD float positive_scale(float scale, bool reciprocal) {
+  const float s = reciprocal ? 1.0f / scale : scale;
+  return s < kScaleFloor ? kScaleFloor : s;
+}
+
+// d divide_quantize(x, scale, 0) / d scale, straight through the rounding.
+AMCT_HD float scale_slope(float x, float scale, const QuantRange& r) {
+  if (x > scale * r.max) return r.max;
+  if (x < scale * r.min) return r.min;
+  return rounding_error(x, scale);
+}
+
 }  // namespace amct

@@ -6,6 +6,7 @@ from .hfmg import hfmg
 from .ifmr import ifmr
 from .similarity import Similarity, similarity
 from .ulq import ulq, ulq_factors
+from .ulq_scale import ulq_scale
 
 __all__ = [
     "Similarity",
@@ -18,4 +19,5 @@ __all__ = [
     "similarity",
     "ulq",
     "ulq_factors",
+    "ulq_scale",
 ]

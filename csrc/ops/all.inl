@@ -6,3 +6,4 @@
 #include "ifmr.inl"
 #include "similarity.inl"
 #include "ulq.inl"
+#include "ulq_scale.inl"

@@ -143,6 +143,18 @@ void gradients_of_the_clips() {
   expect("dmin, symmetric", static_cast<float>(tied.min), -1.5f);  // (3 + 8 - 2 4) / -2
 }
 
+void learnt_scale() {
+  const amct::QuantRange bits4 = amct::quant_range(4);
+  expect("positive", amct::positive_scale(0.5f, false), 0.5f);
+  expect("reciprocal", amct::positive_scale(4.0f, true), 0.25f);
+  expect("negative", amct::positive_scale(-0.5f, false), amct::kScaleFloor);
+  expect("nan", amct::positive_scale(kNan, false), kNan);
+  expect("slope inside", amct::scale_slope(0.6875f, 0.5f, bits4), -0.375f);
+  expect("slope at the end", amct::scale_slope(3.5f, 0.5f, bits4), 0.0f);
+  expect("slope above", amct::scale_slope(3.75f, 0.5f, bits4), 7.0f);
+  expect("slope below", amct::scale_slope(-4.25f, 0.5f, bits4), -8.0f);
+}
+
 }  // namespace
 
 int main() {
@@ -155,6 +167,7 @@ int main() {
   divide_quantize_adds_the_offset_before_rounding();
   clips_that_are_no_range_give_way();
   gradients_of_the_clips();
+  learnt_scale();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
