@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "arq(Tensor weight, int num_bits, int? axis, bool asymmetric) -> (Tensor scale, Tensor "
       "offset)");
   m.def(
+      "arq_fake_quantize(Tensor weight, int num_bits, int? axis, int groups) -> (Tensor weight, "
+      "Tensor scale)");
+  m.def(
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");
   m.def(

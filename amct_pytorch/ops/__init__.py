@@ -1,6 +1,6 @@
 """Quantization ops: typed functions over the registered ops of the namespace `amct_pytorch`."""
 
-from .arq import arq
+from .arq import arq, arq_fake_quantize, arq_fake_quantize_scale
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
 from .ifmr import ifmr
@@ -11,6 +11,8 @@ from .ulq_scale import ulq_scale
 __all__ = [
     "Similarity",
     "arq",
+    "arq_fake_quantize",
+    "arq_fake_quantize_scale",
     "dequantize",
     "fake_quantize",
     "hfmg",
