@@ -38,6 +38,7 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "hfmg_search(Tensor ranges, Tensor counts, int num_bits, bool asymmetric) -> (Tensor scale, "
       "Tensor offset)");
+  m.def("shift_errors(Tensor out, Tensor deq_scale, int? axis) -> Tensor");
   m.def("similarity_sums(Tensor a, Tensor b) -> Tensor");
   m.def(
       "ulq_factors(Tensor clip_max, Tensor clip_min, int num_bits, bool fixed_min, bool "

@@ -39,6 +39,14 @@ AMCT_HD float rint_even(float v) {
 #endif
 }
 
+AMCT_HD double rint_even(double v) {
+#if defined(__CUDA_ARCH__)
+  return rint(v);
+#else
+  return __builtin_rint(v);
+#endif
+}
+
 // A NaN passes through: both comparisons are false.
 template <class T>
 AMCT_HD T clamp(T v, T lo, T hi) {
@@ -193,6 +201,23 @@ AMCT_HD float scale_slope(float x, float scale, const QuantRange& r) {
   if (x > scale * r.max) return r.max;
   if (x < scale * r.min) return r.min;
   return rounding_error(x, scale);
+}
+
+// ---- the 16-bit shift of an accumulator ----
+
+constexpr int kShifts = 16;  // shifts by 1..16 bits
+
+// The int32 that an accumulator holds for the value x, as the number it is.
+AMCT_HD double accumulator_of(float x, float deq_scale) {
+  return clamp(rint_even(static_cast<double>(x) / deq_scale), -2147483648.0, 2147483647.0);
+}
+
+// The square of what is lost where `accumulator` is stored as an int16, shifted by n bits.
+AMCT_HD double shift_error(double accumulator, int n) {
+  const double unit = static_cast<double>(int64_t{1} << n);
+  const double kept = clamp(floor(accumulator * (1.0 / unit)), -32768.0, 32767.0);
+  const double lost = accumulator - kept * unit;
+  return lost * lost;
 }
 
 }  // namespace amct

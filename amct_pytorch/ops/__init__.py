@@ -4,6 +4,7 @@ from .arq import arq, arq_fake_quantize, arq_fake_quantize_scale
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
 from .ifmr import ifmr
+from .shift import search_shift, shift_errors, shift_of_errors
 from .similarity import Similarity, similarity
 from .ulq import ulq, ulq_factors
 from .ulq_scale import ulq_scale
@@ -18,6 +19,9 @@ __all__ = [
     "hfmg",
     "ifmr",
     "quantize",
+    "search_shift",
+    "shift_errors",
+    "shift_of_errors",
     "similarity",
     "ulq",
     "ulq_factors",

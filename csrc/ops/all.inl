@@ -5,6 +5,7 @@
 #include "fake_quantize.inl"
 #include "hfmg.inl"
 #include "ifmr.inl"
+#include "shift.inl"
 #include "similarity.inl"
 #include "ulq.inl"
 #include "ulq_scale.inl"

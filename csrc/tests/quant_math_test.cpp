@@ -155,6 +155,18 @@ void learnt_scale() {
   expect("slope below", amct::scale_slope(-4.25f, 0.5f, bits4), -8.0f);
 }
 
+void shifted_accumulators() {
+  const auto error = [](double accumulator, int n) {
+    return static_cast<float>(amct::shift_error(accumulator, n));
+  };
+  expect("accumulator", static_cast<float>(amct::accumulator_of(2.5f, 1.0f)), 2.0f);
+  expect("int32 ends", static_cast<float>(amct::accumulator_of(kInf, 1.0f)), 2147483647.0f);
+  expect("7 >> 1", error(7.0, 1), 1.0f);
+  expect("7 >> 2", error(7.0, 2), 9.0f);
+  expect("-3 >> 2", error(-3.0, 2), 1.0f);
+  expect("65536 >> 1, saturated", error(65536.0, 1), 4.0f);
+}
+
 }  // namespace
 
 int main() {
@@ -168,6 +180,7 @@ int main() {
   clips_that_are_no_range_give_way();
   gradients_of_the_clips();
   learnt_scale();
+  shifted_accumulators();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
