@@ -43,6 +43,18 @@ inline void check_same_sizes(const char* name, const Tensor& t, const char* as, 
                   name, " must be on the device of ", as);
 }
 
+// float32, `count` elements in at most one dimension, on the device of `of`.
+inline void check_float_factors(const char* name, const Tensor& t, int64_t count,
+                                const Tensor& of) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, name, " must be float32, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(t.dim() <= 1, name, " must be 0-d or 1-d, got ", t.dim(), "-d");
+  STD_TORCH_CHECK(t.numel() == count, name, " must have ", count,
+                  count == 1 ? " element, got " : " elements, got ", t.numel());
+  STD_TORCH_CHECK(t.get_device_index() == of.get_device_index() && t.is_cuda() == of.is_cuda(),
+                  name, " must be on the device of the tensor it belongs to");
+}
+
 inline int64_t check_axis(const Tensor& x, int64_t axis) {
   const int64_t dims = x.dim();
   if (axis < -dims || axis >= dims)

@@ -19,15 +19,28 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include "checks.h"
+#include "quant_math.h"
 
 namespace amct {
 
 constexpr int64_t kMaxDims = 64;
 
-// A tensor seen as [outer, channels, inner] in the order of its memory.
+// A tensor seen as [groups, outer, channels / groups, inner] in the order of its memory. A row
+// is `inner` elements, all of one channel; every group has channels of its own.
 struct Shape {
-  int64_t outer = 1, channels = 1, inner = 1;
-  int64_t numel() const { return outer * channels * inner; }
+  int64_t outer = 1, channels = 1, inner = 1, groups = 1;
+  AMCT_HD int64_t numel() const { return outer * channels * inner; }
+  AMCT_HD int64_t width() const { return channels / groups; }  // channels of one group
+  AMCT_HD int64_t channel_of(int64_t row) const {
+    if (groups == 1) return row % channels;
+    return row / (outer * width()) * width() + row % width();
+  }
+  // Where element t of the outer * inner elements of a channel lies.
+  AMCT_HD int64_t position(int64_t channel, int64_t t) const {
+    if (channels == 1) return t;
+    const int64_t line = groups == 1 ? t / inner : channel / width() * outer + t / inner;
+    return (line * width() + channel % width()) * inner + t % inner;
+  }
 };
 
 // Asks for huge pages behind a large fresh CPU tensor: on first touch the page faults of
@@ -106,7 +119,7 @@ inline Tensor dense_as(const Tensor& t, const Tensor& like) {
   return copy;
 }
 
-// [outer, channels, inner] of a dense tensor around `axis`, in memory order.
+// The Shape of a dense tensor around `axis`.
 inline Shape shape_of(const Tensor& x, std::optional<int64_t> axis) {
   if (!axis.has_value()) return {1, 1, x.numel()};
   const int64_t a = check_axis(x, *axis);
@@ -122,6 +135,40 @@ inline Shape shape_of(const Tensor& x, std::optional<int64_t> axis) {
       (seen ? s.inner : s.outer) *= x.size(order.dims[i]);
     }
   }
+  return s;
+}
+
+// With groups > 1, `axis` is 1 and dimension 0 holds that many blocks with channels of their
+// own, as in the weight of a transposed convolution: factor block * size(1) + j belongs to
+// index j of dimension 1 in a block of dimension 0.
+inline void check_groups(const Tensor& x, std::optional<int64_t> axis, int64_t groups) {
+  if (groups == 1) return;
+  if (groups < 1)
+    throw std::invalid_argument("groups must be at least 1, got " + std::to_string(groups));
+  if (!axis.has_value() || check_axis(x, *axis) != 1)
+    throw std::invalid_argument("groups above 1 go with axis 1, got " +
+                                (axis.has_value() ? "axis " + std::to_string(*axis) : "no axis"));
+  if (x.size(0) % groups != 0)
+    throw std::invalid_argument("groups must divide dimension 0, " + std::to_string(x.size(0)) +
+                                ", got " + std::to_string(groups));
+}
+
+// Factors of a tensor: one without `axis`, one per channel with it.
+inline int64_t count_factors(const Tensor& x, std::optional<int64_t> axis, int64_t groups) {
+  check_groups(x, axis, groups);
+  return axis.has_value() ? groups * x.size(check_axis(x, *axis)) : 1;
+}
+
+// What shape_of takes: groups are blocks of memory only where dimension 0 comes first.
+inline Tensor dense(const Tensor& x, int64_t groups) {
+  return groups == 1 ? dense(x) : torch::stable::contiguous(x);
+}
+
+inline Shape shape_of(const Tensor& x, std::optional<int64_t> axis, int64_t groups) {
+  if (groups == 1) return shape_of(x, axis);
+  Shape s{x.size(0) / groups, groups * x.size(1), 1, groups};
+  for (int64_t d = 2; d < x.dim(); ++d) s.inner *= x.size(d);
+  if (s.width() == 1) return {1, groups, s.outer * s.inner};
   return s;
 }
 

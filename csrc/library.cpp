@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "arq(Tensor weight, int num_bits, int? axis, bool asymmetric) -> (Tensor scale, Tensor "
       "offset)");
   m.def(
+      "arq_fake_quantize(Tensor weight, int num_bits, int? axis, int groups) -> (Tensor weight, "
+      "Tensor scale)");
+  m.def(
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");
   m.def(
@@ -35,7 +38,26 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "hfmg_search(Tensor ranges, Tensor counts, int num_bits, bool asymmetric) -> (Tensor scale, "
       "Tensor offset)");
+  m.def("shift_errors(Tensor out, Tensor deq_scale, int? axis) -> Tensor");
   m.def("similarity_sums(Tensor a, Tensor b) -> Tensor");
+  m.def(
+      "ulq_factors(Tensor clip_max, Tensor clip_min, int num_bits, bool fixed_min, bool "
+      "asymmetric, Tensor? previous_max, Tensor? previous_min) -> (Tensor scale, Tensor offset, "
+      "Tensor clip_max, Tensor clip_min)");
+  m.def(
+      "ulq(Tensor x, Tensor clip_max, Tensor clip_min, int num_bits, bool fixed_min, bool "
+      "asymmetric, Tensor? previous_max, Tensor? previous_min) -> (Tensor y, Tensor scale, Tensor "
+      "offset, Tensor clip_max, Tensor clip_min)");
+  m.def(
+      "ulq_backward(Tensor grad, Tensor x, Tensor clip_max, Tensor clip_min, int num_bits, bool "
+      "fixed_min, bool asymmetric) -> (Tensor grad_x, Tensor grad_clip_max, Tensor "
+      "grad_clip_min)");
+  m.def(
+      "ulq_scale(Tensor weight, Tensor scale, int num_bits, int? axis, bool reciprocal, int "
+      "groups) -> Tensor");
+  m.def(
+      "ulq_scale_backward(Tensor grad, Tensor weight, Tensor scale, int num_bits, int? axis, bool "
+      "reciprocal, int groups) -> Tensor");
 }
 
 #if !defined(AMCT_NO_PYTHON)

@@ -1,16 +1,18 @@
-// loops.h - the two loops every kernel is made of, for CPU and CUDA.
+// loops.h - the loops every kernel is made of, for CPU and CUDA.
 //
 //   map(x, shape, in, out, f)   out[i] = f(channel, in[0][i], in[1][i], ...)
-//   sum<K>(x, shape, in, f, out)   out[c * K + k] = sum over channel c of f(channel, in...)[k]
+//   sum<K>(x, shape, in, f, sums)  sums[c * K + k] = sum over channel c of f(channel, in...)[k]
 //   sum<K, M>                      the last M of the K are maxima (of values >= 0), not sums
+//   map_sum<K>(x, shape, in, out, f, sums)   both in one pass
 //
-// Tensors are dense blocks seen as [outer, channels, inner]. The storage types may
+// Tensors are dense blocks seen as the Shape of layout.h. The storage types may
 // be float, half, bfloat16, int8 or int16; a functor computes in float:
 //
 //   struct F {
 //     auto channel(int64_t c) const;                                    // constants of a channel
 //     float operator()(Channel, const float (&in)[N]) const;            // map
 //     void operator()(Channel, const float (&in)[N], double (&out)[K]) const;  // sum
+//     float operator()(Channel, const float (&in)[N], double (&out)[K]) const;  // map_sum
 //   };
 //
 // g++: loops cloned for x86-64-v4, v3 and baseline, on torch's own thread pool.
@@ -98,13 +100,27 @@ void dispatch_codes(const Tensor& q, const char* name, Fn&& fn) {
   }
 }
 
+// What f returns for one element: void in a sum, the element of the result in a map_sum.
+template <int K, int N, class F>
+AMCT_HD float apply(const F& f, const decltype(f.channel(0))& channel, const float (&in)[N],
+                    double (&terms)[K]) {
+  if constexpr (std::is_void_v<decltype(f(channel, in, terms))>) {
+    f(channel, in, terms);
+    return 0.0f;
+  } else {
+    return f(channel, in, terms);
+  }
+}
+
 #if !defined(__CUDACC__)
 // ------------------------------------------------------------------ CPU ----
 
-constexpr int kBlock = 256;        // elements converted at a time; stays in L1
-constexpr int kLanes = 16;         // running sums of a chunk
-constexpr int64_t kChunk = 16384;  // elements of one partial sum
-constexpr int64_t kGrain = 32768;  // elements below which a thread is not worth starting
+constexpr int kBlock = 256;          // elements converted at a time; stays in L1
+constexpr int kLanes = 16;           // running sums of a chunk
+constexpr int64_t kChunk = 16384;    // elements of one partial sum
+constexpr int64_t kGrain = 32768;    // elements below which a thread is not worth starting
+constexpr int64_t kShortRow = 64;    // elements below which a row is not worth its running sums
+constexpr int64_t kLeastLines = 16;  // of one partial sum for each channel, which takes memory
 
 #if AMCT_F16C
 inline bool has_f16c() {
@@ -216,14 +232,14 @@ void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F
     while (begin < end) {
       int64_t n;
       if (s.inner == 1) {
-        const int64_t first = begin % s.channels;
-        n = std::min(end - begin, s.channels - first);
+        const int64_t first = s.channel_of(begin);
+        n = std::min(end - begin, s.width() - begin % s.width());
         in_float(begin, n, [&](const auto& src, float* dst, int64_t done, int64_t count) {
           map_channels<N>(f, first + done, src, dst, count);
         });
       } else {
         const int64_t row = begin / s.inner;
-        const auto channel = f.channel(row % s.channels);
+        const auto channel = f.channel(s.channel_of(row));
         n = std::min(end, (row + 1) * s.inner) - begin;
         in_float(begin, n, [&](const auto& src, float* dst, int64_t, int64_t count) {
           map_row<N>(f, channel, src, dst, count);
@@ -234,31 +250,111 @@ void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F
   });
 }
 
-// One block of a sum: the terms first (vectorised), then kLanes running sums.
+// One block of a sum: the terms first (vectorised), then kLanes running sums. `y` is what is
+// mapped on the way, of no use (kBlock elements) in a plain sum.
 template <int K, int M, int N, class F, class Channel>
-AMCT_CLONES void sum_block(const F f, const Channel channel, const Inputs<float, N> in, int n,
-                           double (&lanes)[K][kLanes]) {
+AMCT_CLONES void sum_block(const F f, const Channel channel, const Inputs<float, N> in, float* y,
+                           int n, double (&lanes)[K][kLanes]) {
   double terms[K][kBlock];
 #pragma GCC ivdep
   for (int i = 0; i < n; ++i) {
     float v[N];
     double t[K];
     for (int k = 0; k < N; ++k) v[k] = in[k][i];
-    f(channel, v, t);
+    y[i] = apply<K, N>(f, channel, v, t);
     for (int k = 0; k < K; ++k) terms[k][i] = t[k];
   }
   for (int k = 0; k < K; ++k) {
     for (int i = n; i < (n + kLanes - 1) / kLanes * kLanes; ++i) terms[k][i] = 0;
+    double running[kLanes];  // in registers, which `lanes` may not be
+    std::copy(lanes[k], lanes[k] + kLanes, running);
     for (int i = 0; i < n; i += kLanes)
-      for (int j = 0; j < kLanes; ++j) accumulate<K, M>(lanes[k][j], terms[k][i + j], k);
+      for (int j = 0; j < kLanes; ++j) accumulate<K, M>(running[j], terms[k][i + j], k);
+    std::copy(running, running + kLanes, lanes[k]);
   }
 }
 
-// `out` holds channels * K doubles; fixed chunks, combined in order.
-template <int K, int M = 0, class In, int N, class F>
-void sum(const Tensor&, const Shape s, const Inputs<In, N> in, const F& f, double* out) {
-  std::fill(out, out + s.channels * K, 0.0);
+// n elements in rows of `inner`, of the consecutive channels first, first + 1, ...; total[k]
+// of a channel is totals[k * stride], that of the next lies behind it.
+template <int K, int M, int N, class F>
+AMCT_CLONES void sum_channels(const F f, int64_t first, const Inputs<float, N> in, float* y,
+                              int64_t inner, int64_t n, double* totals, int64_t stride) {
+  for (int64_t row = 0; row < n / inner; ++row) {
+    const auto channel = f.channel(first + row);
+    for (int64_t i = row * inner; i < (row + 1) * inner; ++i) {
+      float v[N];
+      double t[K];
+      for (int k = 0; k < N; ++k) v[k] = in[k][i];
+      y[i] = apply<K, N>(f, channel, v, t);
+      for (int k = 0; k < K; ++k) accumulate<K, M>(totals[k * stride + row], t[k], k);
+    }
+  }
+}
+
+// Runs body(inputs, y, begin, count) on float views of at most `step` <= kBlock elements of
+// [begin, end); writes y, where the loop has a result.
+template <int N, class In, class Out, class Body>
+void in_blocks(const Inputs<In, N>& in, Out* out, int64_t begin, int64_t end, int64_t step,
+               const Body& body) {
+  float read[N][kBlock], written[kBlock];
+  for (int64_t i = begin; i < end; i += step) {
+    const int n = static_cast<int>(std::min(step, end - i));
+    Inputs<float, N> src;
+    for (int k = 0; k < N; ++k) {
+      if constexpr (std::is_same_v<In, float>) {
+        src[k] = in[k] + i;
+      } else {
+        widen(in[k] + i, read[k], n);
+        src[k] = read[k];
+      }
+    }
+    if constexpr (std::is_same_v<Out, float>) {
+      body(src, out == nullptr ? written : out + i, i, n);
+    } else {
+      body(src, written, i, n);
+      narrow(written, out + i, n);
+    }
+  }
+}
+
+// map_sum of short rows. A line is one row of every channel of a group; a job is some lines of
+// one group, with a total for each of its channels.
+template <int K, int M, class In, int N, class Out, class F>
+void map_sum_lines(const Shape s, const Inputs<In, N> in, Out* out, const F& f, double* sums) {
+  const int64_t line = s.width() * s.inner;
+  const int64_t lines = std::max<int64_t>(kLeastLines, kChunk / line);  // of a job
+  const int64_t per_group = (s.outer + lines - 1) / lines, jobs = s.groups * per_group;
+  std::vector<double> partial(static_cast<size_t>(jobs * s.width() * K));
+  const int64_t grain = std::max<int64_t>(1, kGrain / (lines * line));
+  torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
+    for (int64_t job = first; job < last; ++job) {
+      const int64_t group = job / per_group, from = job % per_group * lines;
+      double* totals = partial.data() + job * s.width() * K;
+      for (int64_t l = from; l < std::min(from + lines, s.outer); ++l) {
+        const int64_t begin = (group * s.outer + l) * line;
+        in_blocks(in, out, begin, begin + line, kBlock / s.inner * s.inner,
+                  [&](const auto& src, float* y, int64_t i, int n) {
+                    const int64_t c = (i - begin) / s.inner;
+                    sum_channels<K, M, N>(f, group * s.width() + c, src, y, s.inner, n, totals + c,
+                                          s.width());
+                  });
+      }
+    }
+  });
+  for (int64_t job = 0; job < jobs; ++job)
+    for (int k = 0; k < K; ++k)
+      for (int64_t c = 0; c < s.width(); ++c)
+        accumulate<K, M>(sums[(job / per_group * s.width() + c) * K + k],
+                         partial[static_cast<size_t>((job * K + k) * s.width() + c)], k);
+}
+
+// `sums` holds channels * K doubles; fixed chunks, combined in order.
+template <int K, int M = 0, class In, int N, class Out, class F>
+void map_sum(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F& f,
+             double* sums) {
+  std::fill(sums, sums + s.channels * K, 0.0);
   if (s.numel() == 0) return;
+  if (s.inner < kShortRow && s.width() > 1) return map_sum_lines<K, M>(s, in, out, f, sums);
   const int64_t per_row = (s.inner + kChunk - 1) / kChunk;
   const int64_t jobs = s.outer * s.channels * per_row;
   std::vector<double> partial(static_cast<size_t>(jobs) * K);
@@ -268,22 +364,11 @@ void sum(const Tensor&, const Shape s, const Inputs<In, N> in, const F& f, doubl
       const int64_t row = job / per_row;
       const int64_t begin = row * s.inner + job % per_row * kChunk;
       const int64_t end = std::min(begin + kChunk, (row + 1) * s.inner);
-      const auto channel = f.channel(row % s.channels);
+      const auto channel = f.channel(s.channel_of(row));
       double lanes[K][kLanes] = {};
-      float read[N][kBlock];
-      for (int64_t i = begin; i < end; i += kBlock) {
-        const int n = static_cast<int>(std::min<int64_t>(kBlock, end - i));
-        Inputs<float, N> src;
-        for (int k = 0; k < N; ++k) {
-          if constexpr (std::is_same_v<In, float>) {
-            src[k] = in[k] + i;
-          } else {
-            widen(in[k] + i, read[k], n);
-            src[k] = read[k];
-          }
-        }
-        sum_block<K, M, N>(f, channel, src, n, lanes);
-      }
+      in_blocks(in, out, begin, end, kBlock, [&](const auto& src, float* y, int64_t, int n) {
+        sum_block<K, M, N>(f, channel, src, y, n, lanes);
+      });
       for (int k = 0; k < K; ++k) {
         double total = 0;
         for (int j = 0; j < kLanes; ++j) accumulate<K, M>(total, lanes[k][j], k);
@@ -293,8 +378,14 @@ void sum(const Tensor&, const Shape s, const Inputs<In, N> in, const F& f, doubl
   });
   for (int64_t job = 0; job < jobs; ++job)
     for (int k = 0; k < K; ++k)
-      accumulate<K, M>(out[job / per_row % s.channels * K + k],
+      accumulate<K, M>(sums[s.channel_of(job / per_row) * K + k],
                        partial[static_cast<size_t>(job * K + k)], k);
+}
+
+// f(i) for every i < n, where the tensor is: what is too small to be worth a loop.
+template <class F>
+void for_each(const Tensor&, int64_t n, const F& f) {
+  for (int64_t i = 0; i < n; ++i) f(i);
 }
 
 #else
@@ -315,7 +406,8 @@ __global__ void map_kernel(const F f, const Inputs<In, N> in, Out* out, const Sh
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < n; i += step) {
     float v[N];
     for (int k = 0; k < N; ++k) v[k] = static_cast<float>(in[k][i]);
-    out[i] = static_cast<Out>(f(f.channel(i / s.inner % s.channels), v));
+    const int64_t channel = s.channels == 1 ? 0 : s.channel_of(i / s.inner);
+    out[i] = static_cast<Out>(f(f.channel(channel), v));
   }
 }
 
@@ -356,18 +448,20 @@ __device__ void reduce_block(const double (&total)[K], double* out) {
 }
 
 // blockIdx.x is the channel, blockIdx.y a share of it: K partial results for each.
-template <int K, int M, class In, int N, class F>
-__global__ void sum_kernel(const F f, const Inputs<In, N> in, const Shape s, double* partial) {
+template <int K, int M, class In, int N, class Out, class F>
+__global__ void map_sum_kernel(const F f, const Inputs<In, N> in, Out* out, const Shape s,
+                               double* partial) {
   const int64_t c = blockIdx.x, step = static_cast<int64_t>(gridDim.y) * blockDim.x;
   const auto channel = f.channel(c);
   double total[K] = {};
   for (int64_t t = blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x;
        t < s.outer * s.inner; t += step) {
-    const int64_t i = (t / s.inner * s.channels + c) * s.inner + t % s.inner;
+    const int64_t i = s.position(c, t);
     float v[N];
     double terms[K];
     for (int k = 0; k < N; ++k) v[k] = static_cast<float>(in[k][i]);
-    f(channel, v, terms);
+    const float y = apply<K, N>(f, channel, v, terms);
+    if (out != nullptr) out[i] = static_cast<Out>(y);
     for (int k = 0; k < K; ++k) accumulate<K, M>(total[k], terms[k], k);
   }
   reduce_block<K, M>(total, partial + (c * gridDim.y + blockIdx.y) * K);
@@ -383,19 +477,42 @@ __global__ void sum_shares_kernel(const double* partial, int64_t shares, double*
   reduce_block<K, M>(total, out + c * K);
 }
 
-// `out` is device memory of channels * K doubles.
-template <int K, int M = 0, class In, int N, class F>
-void sum(const Tensor& x, const Shape s, const Inputs<In, N> in, const F& f, double* out) {
+// `sums` is device memory of channels * K doubles.
+template <int K, int M = 0, class In, int N, class Out, class F>
+void map_sum(const Tensor& x, const Shape s, const Inputs<In, N> in, Out* out, const F& f,
+             double* sums) {
   if (s.channels == 0) return;
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const int64_t shares = shares_of(s);
   Tensor scratch = torch::stable::new_empty(x, {s.channels * shares * K}, ScalarType::Double);
   double* partial = scratch.mutable_data_ptr<double>();
   const dim3 grid(static_cast<unsigned>(s.channels), static_cast<unsigned>(shares));
-  sum_kernel<K, M><<<grid, kThreads, 0, stream_of(x)>>>(f, in, s, partial);
+  map_sum_kernel<K, M><<<grid, kThreads, 0, stream_of(x)>>>(f, in, out, s, partial);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  sum_shares_kernel<K, M><<<grid.x, kThreads, 0, stream_of(x)>>>(partial, shares, out);
+  sum_shares_kernel<K, M><<<grid.x, kThreads, 0, stream_of(x)>>>(partial, shares, sums);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class F>
+__global__ void for_each_kernel(const F f, int64_t n) {
+  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  if (i < n) f(i);
+}
+
+// f(i) for every i < n, where the tensor is: what is too small to be worth a loop.
+template <class F>
+void for_each(const Tensor& x, int64_t n, const F& f) {
+  if (n == 0) return;
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const int64_t blocks = (n + kThreads - 1) / kThreads;
+  for_each_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(x)>>>(f, n);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 #endif
+
+// map_sum without a result to map.
+template <int K, int M = 0, class In, int N, class F>
+void sum(const Tensor& x, const Shape s, const Inputs<In, N> in, const F& f, double* sums) {
+  map_sum<K, M>(x, s, in, static_cast<float*>(nullptr), f, sums);
+}
 }  // namespace amct

@@ -39,8 +39,17 @@ AMCT_HD float rint_even(float v) {
 #endif
 }
 
+AMCT_HD double rint_even(double v) {
+#if defined(__CUDA_ARCH__)
+  return rint(v);
+#else
+  return __builtin_rint(v);
+#endif
+}
+
 // A NaN passes through: both comparisons are false.
-AMCT_HD float clamp(float v, float lo, float hi) {
+template <class T>
+AMCT_HD T clamp(T v, T lo, T hi) {
   v = v < lo ? lo : v;
   return v > hi ? hi : v;
 }
@@ -97,6 +106,118 @@ AMCT_HD ScaleOffset factors_of_range(float lo, float hi, int64_t num_bits, bool 
   const float abs_hi = hi < 0.0f ? -hi : hi;
   const float scale = abs_hi < abs_lo ? abs_lo / -r.min : abs_hi / r.max;
   return {scale < kScaleFloor ? 1.0f : scale, 0};
+}
+
+// ---- training: ranges and scales that are learnt ----
+
+// What training computes: division where AscendQuant multiplies, the offset before rounding.
+AMCT_HD float divide_quantize(float x, float scale, float offset, const QuantRange& r) {
+  return (clamp(rint_even(x / scale + offset), r.min, r.max) - offset) * scale;
+}
+
+// What rounding to a multiple of the scale adds, in scales: |..| <= 1/2.
+AMCT_HD float rounding_error(float x, float scale) {
+  const float t = x / scale;
+  return rint_even(t) - t;
+}
+
+struct Clips {
+  float max, min;
+  AMCT_HD float width() const { return max - min; }  // NaN or infinite where an end is
+};
+
+// The pair to quantize with: max >= 0 >= min. A pair that is not finite, inverted or narrower
+// than kScaleFloor * max(1, |max|, |min|) gives way to the previous one, or to (0, 0).
+AMCT_HD Clips guard_clips(Clips clips, Clips previous, bool fixed_min) {
+  if (fixed_min) clips.min = previous.min = 0.0f;
+  const float width = clips.width();
+  const float above = clips.max < 0.0f ? -clips.max : clips.max;
+  const float below = clips.min < 0.0f ? -clips.min : clips.min;
+  float largest = above > below ? above : below;
+  largest = largest > 1.0f ? largest : 1.0f;
+  if (!(width > kScaleFloor * largest && width < HUGE_VALF)) {
+    const float w = previous.width();
+    clips = -HUGE_VALF < w && w < HUGE_VALF ? previous : Clips{0.0f, 0.0f};
+  }
+  return {clips.max > 0.0f ? clips.max : 0.0f, clips.min < 0.0f ? clips.min : 0.0f};
+}
+
+// The gradients of divide_quantize with the factors of a pair of clips, straight through the
+// rounding. e = rounding_error of an element inside the range, of the clip for one that is not.
+//   asymmetric: dmax = sum g (e / N + [above]),  dmin = sum g ([below] - e / N),  N = qmax - qmin
+//   symmetric : the end that makes the scale has sum g d / its code,
+//               d = qmax above, qmin below, e inside; the other end has none
+struct UlqRange {
+  float scale, low, high;  // an element is inside from low to high
+};
+
+AMCT_HD UlqRange ulq_range(const ScaleOffset& f, const QuantRange& r) {
+  const float offset = static_cast<float>(f.offset);
+  return {f.scale, f.scale * (r.min - offset), f.scale * (r.max - offset)};
+}
+
+// The sums that the gradients of the clips are made of: g e inside, g above, g below.
+constexpr int kUlqSums = 3;
+
+// What x adds to the sums; returns its own gradient. Selects, not branches, so that a loop
+// becomes vectors; an infinite x has no rounding error and is outside.
+AMCT_HD float ulq_terms(float x, float grad, const UlqRange& range, double (&terms)[kUlqSums]) {
+  const bool above = x > range.high, below = x < range.low, inside = !(above | below);
+  const float error = rounding_error(x, range.scale);
+  const float passed = inside ? grad : 0.0f, e = inside ? error : 0.0f;
+  terms[0] = static_cast<double>(passed) * e;
+  terms[1] = above ? grad : 0.0f;
+  terms[2] = below ? grad : 0.0f;
+  return passed;
+}
+
+struct ClipGradients {
+  double max, min;
+};
+
+AMCT_HD ClipGradients ulq_clip_gradients(const double (&sums)[kUlqSums], Clips clips,
+                                         const ScaleOffset& f, const QuantRange& r,
+                                         bool asymmetric) {
+  const double inside = sums[0], above = sums[1], below = sums[2];
+  if (!asymmetric) {
+    const double all = inside + above * r.max + below * r.min;
+    return clips.max < -clips.min ? ClipGradients{0.0, all / r.min}
+                                  : ClipGradients{all / r.max, 0.0};
+  }
+  const double errors = inside + above * rounding_error(clips.max, f.scale) +
+                        below * rounding_error(clips.min, f.scale);
+  const double steps = r.max - r.min;
+  return {errors / steps + above, below - errors / steps};
+}
+
+// A learnt scale, or its reciprocal, kept positive; a NaN stays.
+AMCT_HD float positive_scale(float scale, bool reciprocal) {
+  const float s = reciprocal ? 1.0f / scale : scale;
+  return s < kScaleFloor ? kScaleFloor : s;
+}
+
+// d divide_quantize(x, scale, 0) / d scale, straight through the rounding.
+AMCT_HD float scale_slope(float x, float scale, const QuantRange& r) {
+  if (x > scale * r.max) return r.max;
+  if (x < scale * r.min) return r.min;
+  return rounding_error(x, scale);
+}
+
+// ---- the 16-bit shift of an accumulator ----
+
+constexpr int kShifts = 16;  // shifts by 1..16 bits
+
+// The int32 that an accumulator holds for the value x, as the number it is.
+AMCT_HD double accumulator_of(float x, float deq_scale) {
+  return clamp(rint_even(static_cast<double>(x) / deq_scale), -2147483648.0, 2147483647.0);
+}
+
+// The square of what is lost where `accumulator` is stored as an int16, shifted by n bits.
+AMCT_HD double shift_error(double accumulator, int n) {
+  const double unit = static_cast<double>(int64_t{1} << n);
+  const double kept = clamp(floor(accumulator * (1.0 / unit)), -32768.0, 32767.0);
+  const double lost = accumulator - kept * unit;
+  return lost * lost;
 }
 
 }  // namespace amct

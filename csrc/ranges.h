@@ -66,8 +66,8 @@ void ranges(const Tensor&, const Shape s, const In* in, const F& f) {
       int32_t* hi = lo + s.channels;
       const int64_t end = s.numel() * (job + 1) / jobs;
       for (int64_t i = s.numel() * job / jobs, n; i < end; i += n) {
-        const int64_t row = i / s.inner, c = row % s.channels;
-        n = std::min(end, s.inner == 1 ? i - c + s.channels : (row + 1) * s.inner) - i;
+        const int64_t row = i / s.inner, c = s.channel_of(row), width = s.width();
+        n = std::min(end, s.inner == 1 ? i + width - i % width : (row + 1) * s.inner) - i;
         const float* values;
         float read[std::is_same_v<In, float> ? 1 : kBlock];
         if constexpr (std::is_same_v<In, float>) {
@@ -77,7 +77,7 @@ void ranges(const Tensor&, const Shape s, const In* in, const F& f) {
           widen(in + i, read, static_cast<int>(n));
           values = read;
         }
-        if (s.inner == 1 && s.channels > 1) {
+        if (s.inner == 1 && width > 1) {
           extend_ranges(values, n, lo + c, hi + c);
         } else {
           extend_range(values, n, lo[c], hi[c]);
@@ -106,8 +106,7 @@ __global__ void ranges_kernel(const In* in, const Shape s, int32_t* keys) {
   int32_t lo = kZeroKey, hi = kZeroKey;
   for (int64_t t = blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x;
        t < s.outer * s.inner; t += step) {
-    const int64_t i = (t / s.inner * s.channels + c) * s.inner + t % s.inner;
-    const int32_t key = order_key(static_cast<float>(in[i]));
+    const int32_t key = order_key(static_cast<float>(in[s.position(c, t)]));
     lo = min(lo, key);
     hi = max(hi, key);
   }

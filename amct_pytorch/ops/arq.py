@@ -1,6 +1,11 @@
-"""Adaptive range quantization: the factors of a weight from its smallest and largest element."""
+"""Adaptive range quantization: the factors of a weight from its smallest and largest element.
+
+`arq` is for calibration; `arq_fake_quantize` quantizes the weight too, at every step of training.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +43,73 @@ def arq(
     return _ops.arq(weight.detach(), num_bits, axis, asymmetric)
 
 
+def arq_fake_quantize(
+    weight: Tensor, num_bits: int = 8, axis: int | None = None, *, groups: int = 1
+) -> Tensor:
+    """`weight` quantized to the range that it has, with a straight-through gradient.
+
+    clip(rint(weight / s), -2^(b-1), 2^(b-1) - 1) * s with the symmetric scale s of `arq`, in the
+    dtype of `weight`; b = num_bits, arithmetic is float32. The gradient of `weight` is that of the
+    result, everywhere.
+
+    `weight` is float32, float16 or bfloat16 of any shape and strides. There is one scale without
+    `axis`, else one per index of that dimension. A transposed convolution's weight [in, out/g, ...]
+    has its channels in dimension 1 of g blocks of dimension 0: with axis=1, groups=g the scale of
+    block i and index j is the one of place i * size(1) + j.
+    Nothing is read from the device: a NaN or infinity raises no error but makes its channel NaN.
+    Raises TypeError for another dtype, IndexError for an axis that `weight` does not have,
+    ValueError for num_bits outside [2, 16] and for groups that do not divide dimension 0 or come
+    without axis=1.
+
+    >>> import torch
+    >>> arq_fake_quantize(torch.tensor([[1.0, 0.3], [-2.0, 0.6]]), num_bits=2, axis=0)
+    tensor([[ 1.,  0.],
+            [-2.,  1.]])
+    """
+    return arq_fake_quantize_scale(weight, num_bits, axis, groups=groups)[0]
+
+
+def arq_fake_quantize_scale(
+    weight: Tensor, num_bits: int = 8, axis: int | None = None, *, groups: int = 1
+) -> tuple[Tensor, Tensor]:
+    """(quantized weight, scale): what `arq_fake_quantize` makes, and the scales that it took.
+
+    The scale is float32 of shape [], with `axis` [C], or [groups * C]; it is not differentiable.
+
+    >>> import torch
+    >>> arq_fake_quantize_scale(torch.tensor([[1.0, 0.3], [-2.0, 0.6]]), num_bits=2, axis=0)[1]
+    tensor([1., 1.])
+    """
+    check_dtype("weight", weight)
+    return _ops.arq_fake_quantize(weight, num_bits, axis, groups)
+
+
+# ---- fake kernels and autograd ----
+
+
 @torch.library.register_fake("amct_pytorch::arq")
 def _(weight: Tensor, num_bits: int, axis: int | None, asymmetric: bool) -> tuple[Tensor, Tensor]:
     shape = [] if axis is None else [weight.size(axis)]
     return weight.new_empty(shape, dtype=torch.float32), weight.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("amct_pytorch::arq_fake_quantize")
+def _(weight: Tensor, num_bits: int, axis: int | None, groups: int) -> tuple[Tensor, Tensor]:
+    scale = weight.new_empty(
+        [] if axis is None else [groups * weight.size(axis)], dtype=torch.float32
+    )
+    return torch.empty_like(weight if groups == 1 else weight.contiguous()), scale
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    return grad, None, None, None
+
+
+torch.library.register_autograd(
+    "amct_pytorch::arq_fake_quantize", _backward, setup_context=_setup_context
+)

@@ -1,7 +1,11 @@
 // The ops, in the order of library.cpp; compiled once as C++ and once as CUDA.
 // The includer sets AMCT_DEVICE_KEY (dispatch key) and AMCT_DEVICE_NS (namespace).
 #include "arq.inl"
+#include "arq_fake_quantize.inl"
 #include "fake_quantize.inl"
 #include "hfmg.inl"
 #include "ifmr.inl"
+#include "shift.inl"
 #include "similarity.inl"
+#include "ulq.inl"
+#include "ulq_scale.inl"

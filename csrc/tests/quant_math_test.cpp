@@ -88,6 +88,85 @@ void factors_of_a_range() {
   expect("empty range asym", amct::factors_of_range(0.0f, 0.0f, 8, kAsymmetric), 1.0f, -128);
 }
 
+void divide_quantize_adds_the_offset_before_rounding() {
+  const amct::QuantRange bits4 = amct::quant_range(4);
+  expect("0.5, offset 1", amct::divide_quantize(0.5f, 1.0f, 1.0f, bits4), 1.0f);
+  expect("0.625 by 0.25, offset 3", amct::divide_quantize(0.625f, 0.25f, 3.0f, bits4), 0.75f);
+  expect("9 by 0.25, offset 3", amct::divide_quantize(9.0f, 0.25f, 3.0f, bits4), 1.0f);
+  expect("-inf by 0.25", amct::divide_quantize(-kInf, 0.25f, 0.0f, bits4), -2.0f);
+  expect("nan", amct::divide_quantize(kNan, 0.25f, 0.0f, bits4), kNan);
+}
+
+void expect(const char* what, amct::Clips got, float max, float min) {
+  expect(what, got.max, max);
+  expect(what, got.min, min);
+}
+
+void clips_that_are_no_range_give_way() {
+  const amct::Clips last = {4.0f, -5.0f};
+  expect("a range", amct::guard_clips({1.0f, -2.0f}, last, false), 1.0f, -2.0f);
+  expect("above zero", amct::guard_clips({3.0f, 2.0f}, last, false), 3.0f, 0.0f);
+  expect("inverted", amct::guard_clips({-1.0f, 1.0f}, last, false), 4.0f, -5.0f);
+  expect("nan", amct::guard_clips({1.0f, kNan}, last, false), 4.0f, -5.0f);
+  expect("infinite", amct::guard_clips({kInf, 0.0f}, last, false), 4.0f, -5.0f);
+  expect("infinite, without last", amct::guard_clips({kInf, 0.0f}, {kNan, 0.0f}, false), 0.0f,
+         0.0f);
+  expect("fixed min", amct::guard_clips({1.0f, kNan}, last, true), 1.0f, 0.0f);
+  expect("fixed min, inverted", amct::guard_clips({-1.0f, -2.0f}, last, true), 4.0f, 0.0f);
+  expect("eps wide", amct::guard_clips({amct::kScaleFloor, 0.0f}, last, false), 4.0f, -5.0f);
+}
+
+// 2 bits, clips [0, 1.5]: scale 1/2, offset -2. Inside errs by +-1/8 of a scale.
+void gradients_of_the_clips() {
+  const amct::QuantRange bits2 = amct::quant_range(2);
+  const amct::Clips clips = {1.5f, 0.0f};
+  const amct::ScaleOffset f = amct::factors_of_range(clips.min, clips.max, 2, true);
+  const amct::UlqRange range = amct::ulq_range(f, bits2);
+  expect("low", range.low, 0.0f);
+  expect("high", range.high, 1.5f);
+  double terms[amct::kUlqSums];
+  expect("grad inside", amct::ulq_terms(0.4375f, 8.0f, range, terms), 8.0f);
+  expect("error inside", static_cast<float>(terms[0]), 1.0f);
+  expect("grad above", amct::ulq_terms(1.75f, 8.0f, range, terms), 0.0f);
+  expect("term above", static_cast<float>(terms[1]), 8.0f);
+  expect("grad below", amct::ulq_terms(-kInf, 8.0f, range, terms), 0.0f);
+  expect("term below", static_cast<float>(terms[2]), 8.0f);
+  expect("no error below", static_cast<float>(terms[0]), 0.0f);
+
+  const double sums[] = {3.0, 8.0, 4.0};
+  const amct::ClipGradients free = amct::ulq_clip_gradients(sums, clips, f, bits2, true);
+  expect("dmax", static_cast<float>(free.max), 9.0f);  // 3 / 3 + 8
+  expect("dmin", static_cast<float>(free.min), 3.0f);  // 4 - 3 / 3
+  const amct::ScaleOffset g = amct::factors_of_range(-2.0f, 0.5f, 2, false);
+  const amct::ClipGradients tied = amct::ulq_clip_gradients(sums, {0.5f, -2.0f}, g, bits2, false);
+  expect("dmax, symmetric", static_cast<float>(tied.max), 0.0f);
+  expect("dmin, symmetric", static_cast<float>(tied.min), -1.5f);  // (3 + 8 - 2 4) / -2
+}
+
+void learnt_scale() {
+  const amct::QuantRange bits4 = amct::quant_range(4);
+  expect("positive", amct::positive_scale(0.5f, false), 0.5f);
+  expect("reciprocal", amct::positive_scale(4.0f, true), 0.25f);
+  expect("negative", amct::positive_scale(-0.5f, false), amct::kScaleFloor);
+  expect("nan", amct::positive_scale(kNan, false), kNan);
+  expect("slope inside", amct::scale_slope(0.6875f, 0.5f, bits4), -0.375f);
+  expect("slope at the end", amct::scale_slope(3.5f, 0.5f, bits4), 0.0f);
+  expect("slope above", amct::scale_slope(3.75f, 0.5f, bits4), 7.0f);
+  expect("slope below", amct::scale_slope(-4.25f, 0.5f, bits4), -8.0f);
+}
+
+void shifted_accumulators() {
+  const auto error = [](double accumulator, int n) {
+    return static_cast<float>(amct::shift_error(accumulator, n));
+  };
+  expect("accumulator", static_cast<float>(amct::accumulator_of(2.5f, 1.0f)), 2.0f);
+  expect("int32 ends", static_cast<float>(amct::accumulator_of(kInf, 1.0f)), 2147483647.0f);
+  expect("7 >> 1", error(7.0, 1), 1.0f);
+  expect("7 >> 2", error(7.0, 2), 9.0f);
+  expect("-3 >> 2", error(-3.0, 2), 1.0f);
+  expect("65536 >> 1, saturated", error(65536.0, 1), 4.0f);
+}
+
 }  // namespace
 
 int main() {
@@ -97,6 +176,11 @@ int main() {
   quantize_and_back();
   gradient_stops_where_the_code_saturates();
   factors_of_a_range();
+  divide_quantize_adds_the_offset_before_rounding();
+  clips_that_are_no_range_give_way();
+  gradients_of_the_clips();
+  learnt_scale();
+  shifted_accumulators();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
