@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.arq import arq_fake_quantize_with_scale
+from ..ops.arq import arq_fake_quantize_scale
 from ..ops.ulq_scale import ulq_scale
 
 SCALE_FLOOR = torch.finfo(torch.float32).eps  # the least scale that the ops use
@@ -63,9 +63,7 @@ class LearnedWeight(nn.Module):
         options: WeightOptions = getattr(self, f"{prefix}_options")
         scales: Tensor = getattr(self, f"{prefix}_scales")
         if not options.learned:
-            quantized, scale = arq_fake_quantize_with_scale(
-                weight, options.num_bits, **options.layout
-            )
+            quantized, scale = arq_fake_quantize_scale(weight, options.num_bits, **options.layout)
             if self.training:
                 with torch.no_grad():
                     scales.copy_(scale.reshape(-1))
@@ -104,6 +102,6 @@ class LearnedWeight(nn.Module):
 @torch.no_grad()
 def _extremes(weight: Tensor, options: WeightOptions) -> Tensor:
     """What is stored for the scales of ARQ."""
-    _, scale = arq_fake_quantize_with_scale(weight.detach(), options.num_bits, **options.layout)
+    _, scale = arq_fake_quantize_scale(weight.detach(), options.num_bits, **options.layout)
     scale = scale.reshape(-1)
     return scale.reciprocal() if options.reciprocal and options.learned else scale
