@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from amct_pytorch.ops import arq, fake_quantize, ifmr, quantize
+from amct_pytorch.ops import arq, fake_quantize, ifmr, quantize, ulq
 
 NUM_BITS = 8
 QMIN, QMAX = -128, 127
@@ -130,6 +130,36 @@ def against_search(elements: int) -> list[Contest]:
     return [Contest(name, lambda: ifmr(x), {"61 eager candidates": lambda: eager_ifmr(x)})]
 
 
+def eager_ulq(x: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """ulq in torch operations, the rounding detached; for clips on either side of zero."""
+    scale = (high - low) / (QMAX - QMIN)
+    offset = torch.round(QMIN - low / scale).detach()
+    codes = torch.clamp(torch.round(x / scale + offset), QMIN, QMAX)
+    above, below = x > scale * (QMAX - offset), x < scale * (QMIN - offset)
+    v = torch.where(above, high, torch.where(below, low, x))
+    passing = v + scale * (torch.round(v / scale) - v / scale).detach()
+    return passing + ((codes - offset) * scale - passing).detach()
+
+
+def against_autograd(elements: int) -> list[Contest]:
+    x = torch.randn(elements, requires_grad=True)
+    high, low = torch.tensor(2.5, requires_grad=True), torch.tensor(-1.5, requires_grad=True)
+    grad, learnt = torch.randn(elements), (x, high, low)
+
+    def ours() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(ulq(*learnt)[0], learnt, grad)
+
+    def eager() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(eager_ulq(*learnt), learnt, grad)
+
+    gradients, expected = ours(), eager()
+    require_equal("gradient of ulq", gradients[0], expected[0])
+    # The eager sums of the clips are float32.
+    torch.testing.assert_close(gradients[1:], expected[1:], rtol=1e-3, atol=1e-2)
+    name = f"ulq {elements / 2**20:.3g}M, both ways"
+    return [Contest(name, ours, {"autograd": eager})]
+
+
 # ---- measurement ----
 
 
@@ -184,6 +214,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     contests = [
         *against_torch(int(options.scale * 2**24), channels=256),
+        *against_autograd(int(options.scale * 2**24)),
         *against_search(int(options.scale * 2**22)),
     ]
     timings = [timing for contest in contests for timing in measure(contest, options.repeats)]
