@@ -62,7 +62,7 @@ cuda-check: $(STAMPS)/torch  ## compile the CUDA sources with nvcc; needs no GPU
 	fi
 
 bench: $(STAMPS)/package  ## run every benchmarks/*.py
-	@for file in $(wildcard benchmarks/*.py); do $(RUN) python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do $(RUN) python $$file || exit 1; done
 
 proto: $(STAMPS)/package  ## regenerate the descriptor sets from the .proto files
 	@$(RUN) python -m amct_pytorch.config.proto.compile

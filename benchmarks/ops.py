@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from _common import machine
 
 from amct_pytorch.ops import arq, fake_quantize, ifmr, quantize, ulq
 
@@ -177,21 +177,6 @@ def measure(contest: Contest, repeats: int) -> list[Timing]:
     rounds = [{k: milliseconds(f) for k, f in candidates.items()} for _ in range(repeats)]
     median = {key: statistics.median(times[key] for times in rounds) for key in candidates}
     return [Timing(contest.name, other, median[""], median[other]) for other in contest.others]
-
-
-def machine() -> dict[str, str | int]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].split(":", 1)[1].strip() if models else cpu
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def print_table(timings: list[Timing]) -> None:

@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def run_benchmark(name, arguments, folder, monkeypatch):
     """The document that a benchmark writes."""
     script, result = BENCHMARKS / name, folder / "result.json"
+    monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--json", str(result)])
     threads = torch.get_num_threads()
     try:
@@ -42,3 +43,9 @@ def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
         parts = {"total", "own", "evaluate", "calibration", "observe"}
         sums = sum(seconds for name, seconds in t["seconds"].items() if name not in parts)
         assert abs(sums - t["seconds"]["own"]) < 1e-6  # nothing of it is told twice or left out
+
+
+def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
+    document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
+    reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
+    assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
