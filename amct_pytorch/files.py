@@ -94,8 +94,8 @@ def write_files(files: Mapping[str, bytes | str], *, warn_replaced: bool = True)
     """Writes every file, or none: on any failure what was there before is there again.
 
     Files get mode 0640, new folders 0750; text is UTF-8. A file that is replaced is named in a
-    warning unless `warn_replaced` is false. Raises what `check_writable` raises, ValueError if two
-    paths are one file, and OSError.
+    warning unless it is empty or `warn_replaced` is false. Raises what `check_writable` raises,
+    ValueError if two paths are one file, and OSError.
 
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def write_files(files: Mapping[str, bytes | str], *, warn_replaced: bool = True)
         if target in contents:
             raise ValueError(f"{path}: two of the files to write are this one")
         contents[target] = content.encode() if isinstance(content, str) else content
-        if warn_replaced and target.exists():
+        if warn_replaced and target.exists() and target.stat().st_size:
             logger.warning("%s exists and is replaced", path)
     _write_all(contents)
 

@@ -42,6 +42,7 @@ class RangeInit(nn.Module):
     """
 
     batches_seen: Tensor
+    handle: Tensor
 
     def __init__(self, name: str, options: RangeOptions) -> None:
         super().__init__()
@@ -54,7 +55,8 @@ class RangeInit(nn.Module):
         self.readers = 1  # layers that share the input: each shows it once
         self._newest: Tensor | None = None
         self._reads = 0
-        self.handle = _register(self)
+        # A tensor: as a number it would be a constant of compiled code, one for each model.
+        self.register_buffer("handle", torch.tensor(_register(self)), persistent=False)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -119,7 +121,7 @@ class RangeInit(nn.Module):
         """Whether another reader of this input has shown it in the same forward."""
         if self.readers == 1:
             return False
-        newest, self._newest = self._newest, x  # kept, so that its memory is not another's
+        newest, self._newest = self._newest, x
         if newest is not None and self._reads < self.readers and _same(newest, x):
             self._reads += 1
             return True
@@ -152,12 +154,11 @@ class RangeInit(nn.Module):
         self.done, self.provisional = self.options.clips is not None, False
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "handle"}
-        return {**state, "_newest": None}
+        return {**self.__dict__, "_newest": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.handle = _register(self)
+        self.handle = self.handle.new_tensor(_register(self))
 
 
 # An op takes tensors and numbers only: it finds its module by a number.
@@ -175,13 +176,13 @@ def _register(module: RangeInit) -> int:
     "amct_pytorch::observe_range", mutates_args=("clip_max", "clip_min", "batches_seen")
 )
 def _observe_range(
-    x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor, handle: int
+    x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor, handle: Tensor
 ) -> None:
-    _MODULES[handle].count(x, clip_max, clip_min)
+    _MODULES[int(handle)].count(x, clip_max, clip_min)
 
 
 @_observe_range.register_fake
-def _(x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor, handle: int) -> None:
+def _(x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor, handle: Tensor) -> None:
     return None
 
 
@@ -203,8 +204,7 @@ def _merged(calibrator: IFMR, options: RangeOptions) -> IFMR:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    alike = a.shape == b.shape and a.stride() == b.stride() and a._version == b._version
-    return alike and a.data_ptr() == b.data_ptr()
+    return a.shape == b.shape and torch.equal(a, b)  # a compiled graph hands out copies
 
 
 def _set_extremes(x: Tensor, clip_max: Tensor, clip_min: Tensor) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..records import LayerRecord
 from .base import AmctLayer
 from .checkpoint_names import adopt
+from .fold import fold_batch_norm
 from .gates import gates_to_onnx
 from .gradient import with_gradient_of
 from .integers import Factors, channel_axis, integers_of, to_half_precision
@@ -54,7 +54,7 @@ class Retrained(AmctLayer):
 
     quant_module: Any
     options: RetrainOptions
-    shift_search: ShiftSearch | None = None
+    shift_search: ShiftSearch | None
 
     @property
     def sub_module(self) -> nn.Module:
@@ -208,7 +208,8 @@ class RetrainedLayer(Retrained):
         weight, bias = module.weight.detach(), module.bias
         scale_w = module.weight_scale(self._signed(weight))
         if self.bn_module is not None:
-            weight, bias, gain = _folded(weight, bias, self.bn_module)
+            folded, folded_bias, gain = fold_batch_norm(weight, bias, self.bn_module)
+            weight, bias = folded.to(weight.dtype), folded_bias.to(weight.dtype)
             scale_w = scale_w * gain.abs()
             scale_w = torch.where(scale_w < SCALE_FLOOR, 1.0, scale_w)
         shift = None if self.shift_search is None else self.shift_search.shift()
@@ -229,7 +230,7 @@ class RetrainedLayer(Retrained):
         deployed, module = self._deployed(), self.sub_module
         integers = integers_of(module, deployed.weight, deployed.bias, deployed.factors)
         sums = integers.accumulate(module, x, size)
-        if self.shift_search is not None:
+        if self.shift_search is not None and self.quant_module.range_owner.range_init().done:
             self.shift_search.observe(sums, channel_axis(module))
         return integers.finish(module, sums, x.dtype)
 
@@ -265,6 +266,7 @@ class RetrainedRecurrent(Retrained):
         super().__init__(name)
         self.options = options
         self.quant_module = QuantRecurrent(name, module, options)
+        self.shift_search = None  # one operator does the whole layer: no sums to shift
 
     def ranges(self) -> list[tuple[LearnedRange, str]]:
         return [(self.quant_module, "acts"), (self.quant_module, HIDDEN)]
@@ -304,20 +306,3 @@ def _out_channels(module: QuantModule) -> int:
         module.weight.shape[1] * options.groups if options.transposed else len(module.weight)
     )
     return size
-
-
-def _folded(weight: Tensor, bias: Tensor | None, batch_norm: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and bias with the BatchNorm in them, in float32, and the gain of each channel."""
-    tensors = (
-        weight,
-        bias,
-        batch_norm.running_mean,
-        batch_norm.running_var,
-        batch_norm.weight,
-        batch_norm.bias,
-    )
-    values: list[Any] = [None if t is None else t.detach().float() for t in tensors]
-    w, b, mean, var, gamma, beta = values
-    gain = gamma * torch.rsqrt(var + batch_norm.eps)
-    folded_weight, folded_bias = fuse_conv_bn_weights(w, b, mean, var, batch_norm.eps, gamma, beta)
-    return folded_weight.detach().to(weight.dtype), folded_bias.detach().to(weight.dtype), gain

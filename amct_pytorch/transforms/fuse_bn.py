@@ -1,8 +1,4 @@
-"""Folds BatchNorm into the convolution before it, in the torch model and in its captured graph.
-
-W' = W * g / sqrt(var + eps) per output channel, b' = (b - mean) * g / sqrt(var + eps) + beta,
-in float32 (float64 models: float64); b = 0 where the convolution has none.
-"""
+"""Folds BatchNorm into the convolution before it, in the torch model and in its captured graph."""
 
 from __future__ import annotations
 
@@ -12,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
 from ..graph.site import drop_if_unused, locate, replace_constants
 from ..layers.finite import is_finite
+from ..layers.fold import fold_batch_norm
 from ..layers.replace import replace_module
 
 logger = logging.getLogger(__name__)
@@ -57,15 +53,8 @@ def fuse_batch_norms(
 
 @torch.no_grad()
 def _fuse_modules(conv: Any, bn: Any) -> bool:
-    dtype = conv.weight.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    values: list[Any] = [
-        None if t is None else t.detach().to(compute)
-        for t in (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-    ]
-    weight, bias, mean, var, gamma, beta = values
-    fused = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, gamma, beta)
-    weight, bias = (parameter.detach().to(dtype) for parameter in fused)
+    folded, folded_bias, _ = fold_batch_norm(conv.weight, conv.bias, bn)
+    weight, bias = folded.to(conv.weight.dtype), folded_bias.to(conv.weight.dtype)
     if not (is_finite(weight) and is_finite(bias)):
         return False
     trained = conv.weight.requires_grad
