@@ -10,21 +10,11 @@ from ..suggest import did_you_mean
 from .limits import types_that
 from .problems import Problem, shown
 
-GLOBAL_KEYS = (
-    "version",
-    "batch_num",
-    "activation_offset",
-    "joint_quant",  # read, never written
-    "do_fusion",
-    "fakequant_precision_mode",
-    "skip_fusion_layers",
-)
 
+def quantizable_layers(source: str, facts: ModelFacts, global_keys: Collection[str]) -> list[str]:
+    """The layers that a generated configuration lists, those to skip included.
 
-def quantizable_layers(source: str, facts: ModelFacts, skipped: Collection[str]) -> list[str]:
-    """The layers that a generated configuration lists, skipped ones included.
-
-    Raises ValueError if there is none, if all are skipped, or if a name is a global key.
+    Raises ValueError if there is none, or if a name is a global key.
     """
     names = [name for name, layer in facts.layers.items() if layer.reason is None]
     if not names:
@@ -32,13 +22,17 @@ def quantizable_layers(source: str, facts: ModelFacts, skipped: Collection[str])
         lines = "\n".join(why) or f"it has no module of the types {', '.join(BY_KIND)}"
         raise ValueError(f"{source}: the model has no layer that can be quantized:\n{lines}")
     for name in names:
-        if name in GLOBAL_KEYS:
+        if name in global_keys:
             text = "this layer has the name of a global key of the configuration; rename the module"
             raise ValueError(f"{source}: {name}: {text}")
+    return names
+
+
+def check_not_all(source: str, names: Collection[str], skipped: Collection[str]) -> None:
+    """Raises ValueError if nothing of `names` is left."""
     if set(names) <= set(skipped):
         text = "all layers that can be quantized are skipped"
         raise ValueError(f"{source}: {text}: {', '.join(names)}")
-    return names
 
 
 def checked_skips(skip_layers: object, facts: ModelFacts) -> list[str]:
@@ -71,7 +65,7 @@ def why_repeated(names: Sequence[str], index: int) -> str:
     return f"expected each name once, got {shown(names[index])} twice" if again else ""
 
 
-def refused_key(key: str, facts: ModelFacts) -> Problem | None:
+def refused_key(key: str, facts: ModelFacts, global_keys: Collection[str]) -> Problem | None:
     """The mistake if `key`, no global key, does not name a layer that can be quantized."""
     if key in facts.layers:
         layer = facts.layers[key]
@@ -80,7 +74,7 @@ def refused_key(key: str, facts: ModelFacts) -> Problem | None:
     if key in facts.modules:
         return Problem((key,), why_not_layer(key, facts))
     text = f"expected the name of a layer or a global key, got {shown(key)}"
-    return Problem((key,), text + did_you_mean(key, [*facts.layers, *GLOBAL_KEYS]))
+    return Problem((key,), text + did_you_mean(key, [*facts.layers, *global_keys]))
 
 
 def fusion_problems(names: Sequence[str], facts: ModelFacts) -> Iterator[Problem]:

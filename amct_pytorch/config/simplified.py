@@ -19,7 +19,7 @@ from ..capability import BY_KIND
 from ..graph import Layer, ModelFacts
 from ..suggest import did_you_mean
 from .limits import refusals
-from .names import quantizable_layers, why_not_layer, why_repeated
+from .names import check_not_all, quantizable_layers, why_not_layer, why_repeated
 from .problems import Problem, fail, shown
 from .ptq import QuantConfig
 from .schema import message_class
@@ -105,9 +105,11 @@ def _layer_entries(
         for name, layer in facts.layers.items()
         if name in message.skip_layers or layer.kind in message.skip_layer_types
     ]
+    names = quantizable_layers(path, facts, QuantConfig.global_keys())
+    check_not_all(path, names, skipped)
     entries = {}
     left_out: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    for name in quantizable_layers(path, facts, skipped):
+    for name in names:
         layer = facts.layers[name]
         section = sections.of(layer)
         config = section.config(layer, _default_asymmetric(section, sections.common, message))
