@@ -59,6 +59,13 @@ def why_not_layer(name: str, facts: ModelFacts) -> str:
     return f"{expected}, got {shown(name)}{did_you_mean(name, facts.layers)}"
 
 
+def why_not_type(kind: str) -> str:
+    """What to say if `kind` is not a quantizable type, or an empty text."""
+    if kind in BY_KIND:
+        return ""
+    return f"expected one of {', '.join(BY_KIND)}, got {shown(kind)}{did_you_mean(kind, BY_KIND)}"
+
+
 def why_repeated(names: Sequence[str], index: int) -> str:
     """What to say if the name at `index` has come before, or an empty text."""
     again = names[index] in names[:index]

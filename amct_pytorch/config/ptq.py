@@ -14,9 +14,9 @@ from .json_file import read_object
 from .layer import KEYS, LayerConfig
 from .layer import ActivationConfig as ActivationConfig
 from .layer import WeightConfig as WeightConfig
-from .limits import refusals
 from .names import check_not_all, checked_skips, fusion_problems, quantizable_layers
 from .problems import Problem, fail, shown
+from .ptq_limits import refusals
 
 logger = logging.getLogger(__name__)
 

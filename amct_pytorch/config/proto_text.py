@@ -1,0 +1,53 @@
+"""Reading a simplified configuration: protobuf text, with the closest name for a wrong field."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from google.protobuf import text_format
+
+from ..float32 import shortest
+from ..suggest import did_you_mean
+from .schema import message_class
+
+
+def parse(path: str, stem: str, name: str) -> Any:
+    """The text file `path` as the message `name` of `proto/<stem>.proto`.
+
+    Raises FileNotFoundError or another OSError if the file cannot be read; ParseError of
+    google.protobuf.text_format, with file and line, for text that does not parse, an unknown field,
+    a field twice or a required one missing.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    message = message_class(stem, name)()
+    try:
+        text_format.Parse(content.decode("utf-8-sig"), message)
+    except UnicodeDecodeError as error:
+        raise text_format.ParseError(f"{path}: expected UTF-8 text ({error})") from None
+    except text_format.ParseError as error:
+        line, reason = error.GetLine() or 1, str(error).partition(" : ")[2] or str(error)
+        hint = _closest_field(reason, message.DESCRIPTOR.file)
+        raise text_format.ParseError(f"{path}:{line}: {reason.rstrip('.')}{hint}") from None
+    if missing := message.FindInitializationErrors():
+        raise text_format.ParseError(f"{path}: {missing[0]}: required, found none")
+    return message
+
+
+def decimal(value: float) -> float:
+    """0.01 for the float32 that a field with 0.01 holds."""
+    return shortest([value])[0]
+
+
+def if_set(message: Any, field: str) -> dict[str, Any]:
+    """The value of `field` by its name, or nothing if the text does not give it."""
+    return {field: getattr(message, field)} if message.HasField(field) else {}
+
+
+def _closest_field(reason: str, file: Any) -> str:
+    """The field that an unknown one may stand for; protobuf's message names it."""
+    unknown = re.search(r'type "\w+\.(\w+)" has no field named "(\w+)"', reason)
+    if not unknown:
+        return ""
+    return did_you_mean(unknown[2], file.message_types_by_name[unknown[1]].fields_by_name)
