@@ -73,18 +73,19 @@ def wrong_value(expected: str) -> PydanticCustomError:
 def problems_of(error: ValidationError, keys: Mapping[str, Collection[str]]) -> list[Problem]:
     """The mistakes pydantic found.
 
-    `keys` gives the keys that an object may have, by the name of its union branch, or by "" for an
-    object that is in no union. Branch names are left out of the paths.
+    `keys` gives the keys that an object may have: by "" for the object of a layer, for one inside
+    it by its key there or, in a union, by the name of its branch. Names of branches are left out of
+    the paths.
     """
     return [_problem(details, keys) for details in error.errors(include_url=False)]
 
 
 def _problem(details: ErrorDetails, keys: Mapping[str, Collection[str]]) -> Problem:
-    location = tuple(part for part in details["loc"] if part not in keys)
+    location = tuple(p for p in details["loc"] if p not in keys or p in keys[""])
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        branch = next((part for part in reversed(details["loc"]) if part in keys), "")
-        return _unknown_key(location, keys, str(branch))
+        owner = next((part for part in reversed(details["loc"]) if part in keys), "")
+        return _unknown_key(location, keys, str(owner))
     expected = _EXPECTED_TYPES.get(kind) or _expected_value(details, context)
     is_type = kind in _EXPECTED_TYPES or (kind == "literal_error" and not isinstance(found, str))
     return Problem(location, f"expected {expected}, got {shown(found)}", is_type)
@@ -101,12 +102,12 @@ def _expected_value(details: ErrorDetails, context: Mapping[str, Any]) -> str:
 
 
 def _unknown_key(
-    location: tuple[str | int, ...], keys: Mapping[str, Collection[str]], branch: str
+    location: tuple[str | int, ...], keys: Mapping[str, Collection[str]], owner: str
 ) -> Problem:
     key = str(location[-1])
-    expected = f"expected one of {', '.join(keys[branch])}"
-    if branch:
-        expected += f" with {branch}"
-    if owner := next((name or "the layer" for name in keys if key in keys[name]), None):
-        return Problem(location, f"{expected}, got {shown(key)}, a key of {owner}")
-    return Problem(location, f"{expected}, got {shown(key)}{did_you_mean(key, keys[branch])}")
+    expected = f"expected one of {', '.join(keys[owner])}"
+    if owner not in (*keys[""], ""):  # of a union's branches
+        expected += f" with {owner}"
+    if other := next((name or "the layer" for name in keys if key in keys[name]), None):
+        return Problem(location, f"{expected}, got {shown(key)}, a key of {other}")
+    return Problem(location, f"{expected}, got {shown(key)}{did_you_mean(key, keys[owner])}")

@@ -1,0 +1,56 @@
+"""What one layer cannot do of what quantization-aware training is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..capability import BY_KIND
+from ..graph import Layer
+from .limits import Refusal, why_not_channel_wise, why_not_int16, why_not_packed
+from .problems import shown
+from .retrain_layer import RetrainLayerConfig, RetrainWeightConfig
+
+_ACT, _WTS = "retrain_data_config", "retrain_weight_config"
+# The types of activations that go with each type of weights.
+_BESIDE = {"INT8": ("INT8", "INT16"), "INT4": ("INT4", "INT8")}
+
+
+def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[RetrainLayerConfig]]:
+    """Every setting of `config` that `layer` cannot have."""
+    data, weight = config.retrain_data_config, config.retrain_weight_config
+
+    if data.num_bits == 16 and (reason := why_not_int16(layer)):
+        without = _with(config, _ACT, dst_type="INT8")
+        yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
+    if not BY_KIND[layer.kind].weights:
+        yield from _of_no_weights(config, layer)
+        return
+    if weight.channel_wise and (reason := why_not_channel_wise(layer)):
+        without = _with(config, _WTS, channel_wise=False)
+        yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
+    if weight.num_bits == 4 and (reason := why_not_packed(layer)):
+        without = _with(config, _WTS, dst_type="INT8")
+        yield Refusal((_WTS, "dst_type"), "INT4", '"INT8"', reason, without, packing=True)
+    if data.dst_type not in (beside := _BESIDE[weight.dst_type]):
+        reason = f"activations are {' or '.join(beside)} beside {weight.dst_type} weights"
+        without = _with(config, _ACT, dst_type="INT8")
+        allowed = " or ".join(map(shown, beside))
+        yield Refusal((_ACT, "dst_type"), data.dst_type, allowed, reason, without)
+
+
+def _of_no_weights(
+    config: RetrainLayerConfig, layer: Layer
+) -> Iterator[Refusal[RetrainLayerConfig]]:
+    """All that a layer without weights is told about them."""
+    default = RetrainWeightConfig(channel_wise=False)
+    without = config.model_copy(update={_WTS: default})
+    for key, allowed in default:
+        found = getattr(config.retrain_weight_config, key)
+        if found != allowed:
+            reason = f"{layer.kind} has no weights"
+            yield Refusal((_WTS, key), found, shown(allowed), reason, without)
+
+
+def _with(config: RetrainLayerConfig, part: str, **changes: object) -> RetrainLayerConfig:
+    changed = getattr(config, part).model_copy(update=changes)
+    return config.model_copy(update={part: changed})
