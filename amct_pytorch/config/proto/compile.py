@@ -10,7 +10,11 @@ from pathlib import Path
 from grpc_tools import protoc  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 FOLDER = Path(__file__).parent
-STEMS = ("calibration_config_pytorch", "scale_offset_record_pytorch")
+STEMS = (
+    "calibration_config_pytorch",
+    "retrain_config_pytorch",
+    "scale_offset_record_pytorch",
+)
 
 
 def compile_protos(folder: Path) -> None:
