@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -52,6 +52,13 @@ def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
         lines.append(f"and {len(problems) - _SHOWN} more")
     kind = TypeError if problems[0].wrong_type else ValueError
     raise kind("\n".join(lines))
+
+
+def fail_at_first(source: str, *checks: Iterable[Problem]) -> None:
+    """Fails with what the first of `checks` finds; each may rely on those before it."""
+    for check in checks:
+        if problems := list(check):
+            fail(source, problems)
 
 
 def shown(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from ..graph import ModelFacts
 from .layer import LayerConfig
 from .names import check_not_all, quantizable_layers
-from .problems import fail
+from .problems import fail_at_first
 from .proto_text import parse
 from .ptq import QuantConfig
 from .ptq_limits import refusals
@@ -47,14 +47,12 @@ def load_simplified(path: str, facts: ModelFacts) -> QuantConfig:
     message = parse(path, "calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")
     sections = _sections(message)
     skips = Skips(message, ("skip_layers",), ("skip_layer_types",))
-    # Each check may rely on those before it.
-    for check in (
+    fail_at_first(
+        path,
         (*override_problems(message, facts), *skips.problems(facts), *skips.repeated()),
         sections.value_problems(),
         sections.limit_problems(facts),
-    ):
-        if problems := list(check):
-            fail(path, problems)
+    )
     document: dict[str, Any] = {key: getattr(message, key) for key in _GLOBALS}
     document["skip_fusion_layers"] = list(message.skip_fusion_layers)
     if message.HasField("fakequant_precision_mode"):

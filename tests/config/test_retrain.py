@@ -6,6 +6,7 @@ import pytest
 from model_facts import FACTS, NAMES
 
 from amct_pytorch.config import RetrainConfig
+from amct_pytorch.config.limits import types_that
 from amct_pytorch.config.retrain_layer import (
     RetrainDataConfig,
     RetrainLayerConfig,
@@ -333,8 +334,8 @@ REFUSED_PARAMETERS = [
     ),
 ]
 
-INT16 = "Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear"
-CHANNELS = "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d"
+INT16 = types_that(lambda capability: capability.int16)
+CHANNELS = types_that(lambda capability: capability.channel_wise)
 REFUSED_CAPABILITIES = [
     (
         types("INT4", "INT8"),
