@@ -1,3 +1,4 @@
 """What the user wants, per layer: the JSON configuration and the simplified protobuf text."""
 
 from .ptq import QuantConfig as QuantConfig
+from .retrain import RetrainConfig as RetrainConfig

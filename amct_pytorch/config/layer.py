@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
+from .fields import ONLY_FLOAT, Strict, known, one_of, where
 from .problems import wrong_type, wrong_value
 
-T = TypeVar("T")
-
 MOST_CANDIDATES = 1 << 20  # that ifmr takes: more could not differ in float32
-
-
-class Strict(BaseModel):
-    """Exact types, no unknown keys, no change after validation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def where(test: Callable[[T], bool], expected: str) -> AfterValidator:
-    """A validator that refuses values for which `test` is false."""
-
-    def check(value: T) -> T:
-        if not test(value):
-            raise wrong_value(expected)
-        return value
-
-    return AfterValidator(check)
-
-
-def one_of(*allowed: int) -> AfterValidator:
-    """A validator for an integer out of a few (Literal would take True for 1 and 8.0 for 8)."""
-    *first, last = map(str, allowed)
-    return where(lambda value: value in allowed, f"{', '.join(first)} or {last}")
 
 
 def _pair(value: object) -> object:
@@ -54,26 +19,6 @@ def _pair(value: object) -> object:
     if len(value) != 2:
         raise wrong_value("a list of 2 numbers")
     return tuple(value)
-
-
-def _only_float(value: object) -> object:
-    if not isinstance(value, float):
-        raise wrong_type("a number with a fraction, like 0.5")
-    return value
-
-
-def known(*names: str) -> BeforeValidator:
-    """A validator that refuses everything but `names`, before one branch asks for its own."""
-
-    def check(value: object) -> object:
-        expected = " or ".join(f'"{name}"' for name in names)
-        if not isinstance(value, str):
-            raise wrong_type(expected)
-        if value not in names:
-            raise wrong_value(expected)
-        return value
-
-    return BeforeValidator(check)
 
 
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
@@ -173,7 +118,7 @@ class LayerConfig(Strict):
     dmq_balancer_param: Annotated[
         float | None,
         where(lambda s: s is None or 0.2 <= s <= 0.8, "a number from 0.2 to 0.8"),
-        BeforeValidator(_only_float),
+        ONLY_FLOAT,
     ] = None
     activation_quant_params: Annotated[
         Annotated[IfmrConfig, Tag(IFMR)] | Annotated[HfmgConfig, Tag(HFMG)],

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from ..capability import BY_KIND, PTQ_KINDS
+from ..capability import BY_KIND
 from ..graph import ModelFacts
 from ..suggest import did_you_mean
 from .limits import types_that
 from .problems import Problem, shown
 
-GLOBAL_KEYS = (
-    "version",
-    "batch_num",
-    "activation_offset",
-    "joint_quant",  # read, never written
-    "do_fusion",
-    "fakequant_precision_mode",
-    "skip_fusion_layers",
-)
 
+def quantizable_layers(source: str, facts: ModelFacts, global_keys: Collection[str]) -> list[str]:
+    """The layers that a generated configuration lists, those to skip included.
 
-def quantizable_layers(
-    source: str,
-    facts: ModelFacts,
-    skipped: Collection[str],
-    global_keys: Collection[str] = GLOBAL_KEYS,
-) -> list[str]:
-    """The layers that a generated configuration lists, skipped ones included.
-
-    Raises ValueError if there is none, if all are skipped, or if a name is a global key.
+    Raises ValueError if there is none, or if a name is a global key.
     """
     names = [name for name, layer in facts.layers.items() if layer.reason is None]
     if not names:
         why = [f"{name} ({layer.kind}): {layer.reason}" for name, layer in facts.layers.items()]
-        lines = "\n".join(why) or f"it has no module of the types {', '.join(PTQ_KINDS)}"
-        raise ValueError(
-            f"{source}: No supported layers: the model has no layer that can be quantized:\n{lines}"
-        )
+        lines = "\n".join(why) or f"it has no module of the types {', '.join(facts.kinds)}"
+        text = "No supported layers: the model has no layer that can be quantized"
+        raise ValueError(f"{source}: {text}:\n{lines}")
     for name in names:
         if name in global_keys:
             text = "this layer has the name of a global key of the configuration; rename the module"
             raise ValueError(f"{source}: {name}: {text}")
+    return names
+
+
+def check_not_all(source: str, names: Collection[str], skipped: Collection[str]) -> None:
+    """Raises ValueError if nothing of `names` is left."""
     if set(names) <= set(skipped):
         text = "all layers that can be quantized are skipped"
         raise ValueError(f"{source}: {text}: {', '.join(names)}")
-    return names
 
 
 def checked_skips(skip_layers: object, facts: ModelFacts) -> list[str]:
@@ -59,24 +47,25 @@ def checked_skips(skip_layers: object, facts: ModelFacts) -> list[str]:
     return names
 
 
-def why_not_layer(name: str, facts: ModelFacts, kinds: Collection[str] = PTQ_KINDS) -> str:
+def why_not_layer(name: str, facts: ModelFacts) -> str:
     """What to say if `name` is not a layer of a quantizable type, or an empty text."""
     if name in facts.layers:
         return ""
     if name in facts.modules:
-        types = ", ".join(kinds)
-        if facts.modules[name] in kinds:
+        types = ", ".join(facts.kinds)
+        if facts.modules[name] in facts.kinds:
             return f"expected the first name of a module, got {shown(name)}, another name of it"
         return f"expected a layer of type {types}, got {shown(name)}, a {facts.modules[name]}"
     expected = "expected the name of a layer of the model"
     return f"{expected}, got {shown(name)}{did_you_mean(name, facts.layers)}"
 
 
-def why_not_type(kind: str, kinds: Collection[str] = PTQ_KINDS) -> str:
-    """What to say if `kind` is no quantizable type, or an empty text."""
-    if kind in kinds:
+def why_not_type(kind: str, facts: ModelFacts) -> str:
+    """What to say if `kind` is not a quantizable type, or an empty text."""
+    if kind in facts.kinds:
         return ""
-    return f"expected one of {', '.join(kinds)}, got {shown(kind)}{did_you_mean(kind, kinds)}"
+    hint = did_you_mean(kind, facts.kinds)
+    return f"expected one of {', '.join(facts.kinds)}, got {shown(kind)}{hint}"
 
 
 def why_repeated(names: Sequence[str], index: int) -> str:
@@ -85,19 +74,14 @@ def why_repeated(names: Sequence[str], index: int) -> str:
     return f"expected each name once, got {shown(names[index])} twice" if again else ""
 
 
-def refused_key(
-    key: str,
-    facts: ModelFacts,
-    global_keys: Collection[str] = GLOBAL_KEYS,
-    kinds: Collection[str] = PTQ_KINDS,
-) -> Problem | None:
+def refused_key(key: str, facts: ModelFacts, global_keys: Collection[str]) -> Problem | None:
     """The mistake if `key`, no global key, does not name a layer that can be quantized."""
     if key in facts.layers:
         layer = facts.layers[key]
         text = f"this {layer.kind} cannot be quantized: {layer.reason}"
         return None if layer.reason is None else Problem((key,), text)
     if key in facts.modules:
-        return Problem((key,), why_not_layer(key, facts, kinds))
+        return Problem((key,), why_not_layer(key, facts))
     text = f"expected the name of a layer or a global key, got {shown(key)}"
     return Problem((key,), text + did_you_mean(key, [*facts.layers, *global_keys]))
 

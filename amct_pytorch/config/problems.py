@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -54,6 +54,13 @@ def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
     raise kind("\n".join(lines))
 
 
+def fail_at_first(source: str, *checks: Iterable[Problem]) -> None:
+    """Fails with what the first of `checks` finds; each may rely on those before it."""
+    for check in checks:
+        if problems := list(check):
+            fail(source, problems)
+
+
 def shown(value: object) -> str:
     """`value` as the user wrote it in JSON, shortened."""
     text = json.dumps(value, default=repr, ensure_ascii=False)
@@ -70,29 +77,22 @@ def wrong_value(expected: str) -> PydanticCustomError:
     return PydanticCustomError("wrong_value", "{text}", {"text": expected})
 
 
-def problems_of(
-    error: ValidationError,
-    keys: Mapping[str, Collection[str]],
-    parts: Mapping[str, Collection[str]] | None = None,
-) -> list[Problem]:
+def problems_of(error: ValidationError, keys: Mapping[str, Collection[str]]) -> list[Problem]:
     """The mistakes pydantic found.
 
-    `keys` gives the keys that an object may have, by the name of its union branch, or by "" for an
-    object that is in no union; branch names are left out of the paths. `parts` gives those of
-    objects by the key under which they stand.
+    `keys` gives the keys that an object may have: by "" for the object of a layer, for one inside
+    it by its key there or, in a union, by the name of its branch. Names of branches are left out of
+    the paths.
     """
-    return [_problem(details, keys, parts or {}) for details in error.errors(include_url=False)]
+    return [_problem(details, keys) for details in error.errors(include_url=False)]
 
 
-def _problem(
-    details: ErrorDetails, keys: Mapping[str, Collection[str]], parts: Mapping[str, Collection[str]]
-) -> Problem:
-    location = tuple(part for part in details["loc"] if part not in keys)
+def _problem(details: ErrorDetails, keys: Mapping[str, Collection[str]]) -> Problem:
+    location = tuple(p for p in details["loc"] if p not in keys or p in keys[""])
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        all_keys = {**keys, **parts}
-        branch = next((part for part in reversed(details["loc"][:-1]) if part in all_keys), "")
-        return _unknown_key(location, all_keys, str(branch))
+        owner = next((part for part in reversed(details["loc"]) if part in keys), "")
+        return _unknown_key(location, keys, str(owner))
     expected = _EXPECTED_TYPES.get(kind) or _expected_value(details, context)
     is_type = kind in _EXPECTED_TYPES or (kind == "literal_error" and not isinstance(found, str))
     return Problem(location, f"expected {expected}, got {shown(found)}", is_type)
@@ -109,12 +109,12 @@ def _expected_value(details: ErrorDetails, context: Mapping[str, Any]) -> str:
 
 
 def _unknown_key(
-    location: tuple[str | int, ...], keys: Mapping[str, Collection[str]], branch: str
+    location: tuple[str | int, ...], keys: Mapping[str, Collection[str]], owner: str
 ) -> Problem:
     key = str(location[-1])
-    expected = f"expected one of {', '.join(keys[branch])}"
-    if branch:
-        expected += f" with {branch}"
-    if owner := next((name or "the layer" for name in keys if key in keys[name]), None):
-        return Problem(location, f"{expected}, got {shown(key)}, a key of {owner}")
-    return Problem(location, f"{expected}, got {shown(key)}{did_you_mean(key, keys[branch])}")
+    expected = f"expected one of {', '.join(keys[owner])}"
+    if owner not in (*keys[""], ""):  # of a union's branches
+        expected += f" with {owner}"
+    if other := next((name or "the layer" for name in keys if key in keys[name]), None):
+        return Problem(location, f"{expected}, got {shown(key)}, a key of {other}")
+    return Problem(location, f"{expected}, got {shown(key)}{did_you_mean(key, keys[owner])}")

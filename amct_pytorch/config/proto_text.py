@@ -1,4 +1,4 @@
-"""Reading protobuf text files, with errors that say where and what was meant."""
+"""Reading a simplified configuration: protobuf text, with the closest name for a wrong field."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from ..float32 import shortest
 from ..suggest import did_you_mean
 from .schema import message_class
 
 
 def parse(path: str, stem: str, name: str) -> Any:
-    """The message `name` of `proto/<stem>.proto` that the text file `path` holds.
+    """The text file `path` as the message `name` of `proto/<stem>.proto`.
 
-    Raises FileNotFoundError or another OSError if the file cannot be read, and ParseError, with
-    file and line, for text that does not parse, an unknown field, a field twice or a required one
-    missing.
+    Raises FileNotFoundError or another OSError if the file cannot be read; ParseError of
+    google.protobuf.text_format, with file and line, for text that does not parse, an unknown field,
+    a field twice or a required one missing.
     """
     with open(path, "rb") as file:
         content = file.read()
-    message = message_class(stem, f"AMCTPytorchProto.{name}")()
+    message = message_class(stem, name)()
     try:
         text_format.Parse(content.decode("utf-8-sig"), message)
     except UnicodeDecodeError as error:
@@ -32,6 +33,16 @@ def parse(path: str, stem: str, name: str) -> Any:
     if missing := message.FindInitializationErrors():
         raise text_format.ParseError(f"{path}: {missing[0]}: required, found none")
     return message
+
+
+def decimal(value: float) -> float:
+    """0.01 for the float32 that a field with 0.01 holds."""
+    return shortest([value])[0]
+
+
+def if_set(message: Any, field: str) -> dict[str, Any]:
+    """The value of `field` by its name, or nothing if the text does not give it."""
+    return {field: getattr(message, field)} if message.HasField(field) else {}
 
 
 def _closest_field(reason: str, file: Any) -> str:

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator
 
 from ..capability import BY_KIND
-from ..files import write_files
 from ..graph import Layer, ModelFacts
+from .document import ModelConfig, Precision, fill
 from .json_file import read_object
-from .layer import KEYS, LayerConfig, Strict, where
+from .layer import KEYS, LayerConfig
 from .layer import ActivationConfig as ActivationConfig
 from .layer import WeightConfig as WeightConfig
-from .limits import refusals
-from .names import GLOBAL_KEYS, checked_skips, fusion_problems, quantizable_layers, refused_key
-from .problems import Problem, fail, problems_of, shown
+from .names import check_not_all, checked_skips, fusion_problems, quantizable_layers
+from .problems import Problem, fail, shown
+from .ptq_limits import refusals
 
 logger = logging.getLogger(__name__)
 
 
-class QuantConfig(Strict):
+class QuantConfig(ModelConfig[LayerConfig]):
     """What the user wants for a model: the global keys, and an object for each layer."""
 
-    version: Annotated[int, where(lambda v: v == 1, "1")] = 1
-    batch_num: Annotated[int, where(lambda n: n > 0, "an integer above 0")] = 1
+    layer_keys = KEYS
+
     activation_offset: bool = True
     do_fusion: bool = True
-    fakequant_precision_mode: Literal["DEFAULT", "FORCE_FP16_QUANT"] = "DEFAULT"
+    fakequant_precision_mode: Precision = "DEFAULT"
     skip_fusion_layers: Annotated[
         tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
     ] = ()
-    layers: dict[str, LayerConfig]
+
+    @classmethod
+    def global_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object that name no layer."""
+        return (*super().global_keys(), "joint_quant")  # read, never written
+
+    def names_in_file(self) -> list[str]:
+        """The layers in the order they are written."""
+        return sorted(self.layers)
 
     @property
     def enabled(self) -> dict[str, LayerConfig]:
@@ -62,9 +68,9 @@ class QuantConfig(Strict):
         """
         skipped = checked_skips(skip_layers, facts)
         document: dict[str, Any] = {"batch_num": batch_num, "activation_offset": activation_offset}
-        if problems := _validate(document)[1]:
-            fail("create_quant_config", problems)
-        for name in quantizable_layers("create_quant_config", facts, skipped):
+        names = quantizable_layers("create_quant_config", facts, cls.global_keys())
+        check_not_all("create_quant_config", names, skipped)
+        for name in names:
             document[name] = {"quant_enable": name not in skipped}
         return cls.from_document(document, facts, "create_quant_config")
 
@@ -87,20 +93,10 @@ class QuantConfig(Strict):
     def from_document(cls, document: dict[str, Any], facts: ModelFacts, source: str) -> QuantConfig:
         """Checks the object of a JSON file; `source` stands before each message."""
         document = _without_joint_quant(document, source)
-        offset = document.get("activation_offset", True)
-        complete: dict[str, Any] = {}
-        problems: list[Problem] = []
-        for key, value in document.items():
-            if key in GLOBAL_KEYS:
-                complete[key] = value
-            elif problem := refused_key(key, facts):
-                problems.append(problem)
-            else:
-                complete[key] = with_defaults(value, facts.layers[key], offset is not False)
-        config, wrong = _validate(complete)
-        if problems or config is None:
-            order = list(document)
-            fail(source, sorted(problems + wrong, key=lambda p: order.index(str(p.location[0]))))
+        default = document.get("activation_offset", True) is not False
+        config = cls.read(
+            document, facts, source, lambda entry, layer: with_defaults(entry, layer, default)
+        )
         limits = list(fusion_problems(config.skip_fusion_layers, facts))
         for name, layer in config.enabled.items():
             limits += [refusal.problem(name) for refusal in refusals(layer, facts.layers[name])]
@@ -112,52 +108,16 @@ class QuantConfig(Strict):
             logger.warning(text, source, ", ".join(silent))
         return config
 
-    def dumps(self) -> str:
-        """The text of the JSON file."""
-        document = self.model_dump(exclude={"layers"})
-        if self.fakequant_precision_mode == "DEFAULT":
-            del document["fakequant_precision_mode"]
-        for name in sorted(self.layers):
-            document[name] = self.layers[name].model_dump(exclude_none=True)
-        return json.dumps(document, indent=4, separators=(",", ":"))
-
-    def save(self, path: str) -> None:
-        """Writes the JSON file at once or not at all; see `files.write_files` for errors."""
-        write_files({path: self.dumps()})
-
 
 def with_defaults(entry: Any, layer: Layer, asymmetric: bool) -> Any:
     """A layer's JSON object with what depends on the layer filled in (pydantic does the rest)."""
     if not isinstance(entry, dict):
         return entry
     can = BY_KIND[layer.kind]
-    entry = {
-        "quant_enable": False,
-        "activation_quant_params": {},
-        "weight_quant_params": {},
-        **entry,
-    }
-    for key, name, default in (
-        ("activation_quant_params", "asymmetric", asymmetric and can.asymmetric),
-        ("weight_quant_params", "channel_wise", can.channel_wise),
-    ):
-        if isinstance(entry[key], dict):
-            entry[key] = {name: default, **entry[key]}
-    return entry
-
-
-def _validate(flat: dict[str, Any]) -> tuple[QuantConfig | None, list[Problem]]:
-    """The configuration of a JSON object, where layers stand beside the global keys."""
-    nested = {key: value for key, value in flat.items() if key in GLOBAL_KEYS}
-    nested["layers"] = {key: value for key, value in flat.items() if key not in GLOBAL_KEYS}
-    try:
-        return QuantConfig.model_validate(nested), []
-    except ValidationError as error:
-        found = problems_of(error, KEYS)
-    # Layers are one level deeper in the model than in the file.
-    return None, [
-        replace(p, location=p.location[1:]) if p.location[0] == "layers" else p for p in found
-    ]
+    entry = {"quant_enable": False, **entry}
+    offset = asymmetric and can.asymmetric
+    entry = fill(entry, "activation_quant_params", "asymmetric", offset)
+    return fill(entry, "weight_quant_params", "channel_wise", can.channel_wise)
 
 
 def _without_joint_quant(document: dict[str, Any], source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a layer cannot do of what its configuration for training asks for."""
+"""What one layer cannot do of what quantization-aware training is asked for."""
 
 from __future__ import annotations
 
@@ -6,54 +6,55 @@ from collections.abc import Iterator
 
 from ..capability import BY_KIND
 from ..graph import Layer
-from .limits import Refusal, why_not_bits, why_not_int16
-from .retrain_layer import DATA, PAIRS, WEIGHT, RetrainLayerConfig
+from .limits import Refusal, why_not_channel_wise, why_not_int16, why_not_packed
+from .problems import shown
+from .retrain_layer import RetrainLayerConfig, RetrainWeightConfig
 
-RetrainRefusal = Refusal[RetrainLayerConfig]
+_ACT, _WTS = "retrain_data_config", "retrain_weight_config"
+# The types of activations that go with each type of weights.
+_BESIDE = {"INT8": ("INT8", "INT16"), "INT4": ("INT4", "INT8")}
 
 
-def retrain_refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[RetrainRefusal]:
+def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[RetrainLayerConfig]]:
     """Every setting of `config` that `layer` cannot have."""
-    can = BY_KIND[layer.kind]
     data, weight = config.retrain_data_config, config.retrain_weight_config
-    if refusal := refused_pair(config):
-        yield refusal
+
+    if BY_KIND[layer.kind].recurrent and "INT4" in (data.dst_type, weight.dst_type):
+        part = _ACT if data.dst_type == "INT4" else _WTS
+        without = _with(_with(config, _ACT, dst_type="INT8"), _WTS, dst_type="INT8")
+        reason = f"the operator of {layer.kind} has 8-bit weights and no 4-bit activations"
+        yield Refusal((part, "dst_type"), "INT4", '"INT8"', reason, without)
         return
-    if can.recurrent and "INT4" in (data.dst_type, weight.dst_type):
-        eight = _with(_with(config, DATA, dst_type="INT8"), WEIGHT, dst_type="INT8")
-        part = DATA if data.dst_type == "INT4" else WEIGHT
-        reason = f"a {layer.kind} has no 4-bit form"
-        yield Refusal((part, "dst_type"), "INT4", '"INT8"', reason, eight)
+    if data.num_bits == 16 and (reason := why_not_int16(layer)):
+        without = _with(config, _ACT, dst_type="INT8")
+        yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
+    if not BY_KIND[layer.kind].weights:
+        yield from _of_no_weights(config, layer)
         return
-    if data.num_bits == 16 and (reason := why_not_int16(layer, can)):
-        without = _with(config, DATA, dst_type="INT8")
-        yield Refusal((DATA, "dst_type"), "INT16", '"INT4" or "INT8"', reason, without)
-    if weight.channel_wise and not can.channel_wise:
-        reason = f"all weights of {layer.kind} have one scale"
-        without = _with(config, WEIGHT, channel_wise=False)
-        yield Refusal((WEIGHT, "channel_wise"), True, "false", reason, without)
-    if reason := why_not_bits(weight.num_bits, layer, can):
-        changes = {"dst_type": "INT8"}
-        without = _with(config, WEIGHT, **changes)
-        if data.num_bits == 4:  # which goes with 4-bit weights only
-            without = _with(without, DATA, **changes)
-        yield Refusal((WEIGHT, "dst_type"), weight.dst_type, '"INT8"', reason, without)
+    if weight.channel_wise and (reason := why_not_channel_wise(layer)):
+        without = _with(config, _WTS, channel_wise=False)
+        yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
+    if weight.num_bits == 4 and (reason := why_not_packed(layer)):
+        without = _with(config, _WTS, dst_type="INT8")
+        yield Refusal((_WTS, "dst_type"), "INT4", '"INT8"', reason, without, packing=True)
+    if data.dst_type not in (beside := _BESIDE[weight.dst_type]):
+        reason = f"activations are {' or '.join(beside)} beside {weight.dst_type} weights"
+        without = _with(config, _ACT, dst_type="INT8")
+        allowed = " or ".join(map(shown, beside))
+        yield Refusal((_ACT, "dst_type"), data.dst_type, allowed, reason, without)
 
 
-def refused_pair(config: RetrainLayerConfig) -> RetrainRefusal | None:
-    """The types of activations and weights, if they do not go together."""
-    data, weight = config.retrain_data_config, config.retrain_weight_config
-    if weight.dst_type == "INT16":
-        reason = "weights have 4 or 8 bits"
-        without = _with(config, WEIGHT, dst_type="INT8")
-        return Refusal((WEIGHT, "dst_type"), "INT16", '"INT4" or "INT8"', reason, without)
-    allowed = [act for act, wts in PAIRS if wts == weight.dst_type]
-    if data.dst_type in allowed:
-        return None
-    reason = f"these go with weights of {weight.dst_type}"
-    expected = " or ".join(f'"{name}"' for name in allowed)
-    without = _with(config, DATA, dst_type="INT8")
-    return Refusal((DATA, "dst_type"), data.dst_type, expected, reason, without)
+def _of_no_weights(
+    config: RetrainLayerConfig, layer: Layer
+) -> Iterator[Refusal[RetrainLayerConfig]]:
+    """All that a layer without weights is told about them."""
+    default = RetrainWeightConfig(channel_wise=False)
+    without = config.model_copy(update={_WTS: default})
+    for key, allowed in default:
+        found = getattr(config.retrain_weight_config, key)
+        if found != allowed:
+            reason = f"{layer.kind} has no weights"
+            yield Refusal((_WTS, key), found, shown(allowed), reason, without)
 
 
 def _with(config: RetrainLayerConfig, part: str, **changes: object) -> RetrainLayerConfig:

@@ -1,131 +1,185 @@
-"""One CalibrationConfig of the simplified configuration, as the JSON object of a layer."""
+"""The sections of a simplified configuration: which one a layer has, and what of it is left out.
+
+A section is the part of the file that sets up layers: the common one, an override of a type, or an
+override of a layer. The closest to a layer applies to it, as a whole.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from ..float32 import shortest
-from ..graph import Layer
-from .layer import KEYS, LayerConfig
-from .limits import Refusal
-from .problems import Problem, problems_of
-from .ptq import with_defaults
+from ..graph import Layer, ModelFacts
+from .limits import Limits, Refusal
+from .names import why_not_layer, why_not_type, why_repeated
+from .problems import Problem, problems_of, shown
 
-_ONEOFS = {
-    "activation_quant_params": "acts_quant_algo",
-    "weight_quant_params": "wts_quant_algo",
-    "dmq_balancer_param": "tensor_balancer",
-}
+logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT")  # of one layer
+Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Section:
-    """A CalibrationConfig message and where it is in the file."""
+class Section(ABC, Generic[ConfigT]):
+    """The message of a section and where it is in the file."""
 
-    location: tuple[str | int, ...]
+    layer_keys: ClassVar[Mapping[str, Collection[str]]]  # as `problems_of` takes them
+
+    location: Location
     message: Any
 
-    @property
-    def activation_algorithm(self) -> str:
-        """The field that holds the activation parameters; IFMR where there is none."""
-        return self.message.WhichOneof("acts_quant_algo") or "ifmr_quantize"
+    @abstractmethod
+    def config(self, layer: Layer) -> ConfigT:
+        """The configuration of `layer`; raises ValidationError for a value that is wrong."""
 
-    @property
-    def asymmetric(self) -> bool | None:
-        """What the activation parameters say, if they do."""
-        activation = getattr(self.message, self.activation_algorithm)
-        return activation.asymmetric if activation.HasField("asymmetric") else None
+    @abstractmethod
+    def at(self, problem: Problem) -> Problem:
+        """`problem` of a layer's JSON object, at the field that it comes from."""
+
+    def problem(self, refusal: Refusal[ConfigT]) -> Problem:
+        """`refusal` as a mistake in this section."""
+        return self.at(refusal.problem())
 
     def problems(self) -> list[Problem]:
         """The values that are wrong for any layer."""
         try:
-            self.config(Layer("", "Conv2d", None), asymmetric=False)
+            self.config(_capable("Conv2d"))
         except ValidationError as error:
-            return [self._at(problem) for problem in problems_of(error, KEYS)]
+            return [self.at(problem) for problem in problems_of(error, self.layer_keys)]
         return []
 
-    def config(self, layer: Layer, asymmetric: bool) -> LayerConfig:
-        """The configuration of `layer`; `asymmetric` holds where the section does not say."""
-        entry: dict[str, Any] = {"quant_enable": True}
-        if algorithm := self.message.WhichOneof("acts_quant_algo"):
-            read = _ifmr if algorithm == "ifmr_quantize" else _hfmg
-            entry["activation_quant_params"] = read(getattr(self.message, algorithm))
-        if algorithm := self.message.WhichOneof("wts_quant_algo"):
-            read = _arq if algorithm == "arq_quantize" else _ada
-            entry["weight_quant_params"] = read(getattr(self.message, algorithm))
-        if self.message.HasField("dmq_balancer"):
-            entry["dmq_balancer_param"] = _decimal(self.message.dmq_balancer.migration_strength)
-        return LayerConfig.model_validate(with_defaults(entry, layer, asymmetric))
 
-    def problem(self, refusal: Refusal[LayerConfig]) -> Problem:
-        """`refusal` as a mistake in this section."""
-        problem = self._at(refusal.problem())
-        if problem.location[-1] == "dst_type":
-            return replace(problem, text=f"expected INT8, got INT16: {refusal.reason}")
-        return problem
+@dataclass(frozen=True)
+class Sections(Generic[ConfigT]):
+    """All sections of a file, and the limits of the layers they are for."""
 
-    def _at(self, problem: Problem) -> Problem:
-        """`problem` of a layer's JSON object, at the field that it comes from."""
-        part, *keys = problem.location
-        algorithm = self.message.WhichOneof(_ONEOFS[str(part)])
-        index = int(keys[1]) if len(keys) > 1 else 0
-        match keys[0] if keys else part:
-            case "dmq_balancer_param":
-                fields = ["migration_strength"]
-            case "num_bits":
-                fields = ["quant_bits" if part == "weight_quant_params" else "dst_type"]
-            case "search_range" | "beta_range" as pair:
-                fields = [f"{pair}_{('start', 'end')[index]}"]
-            case "wts_algo":
-                fields = []
-            case key:
-                fields = [str(key)]
-        return replace(problem, location=(*self.location, algorithm, *fields))
+    common: Section[ConfigT]
+    by_type: dict[str, Section[ConfigT]]
+    by_layer: dict[str, Section[ConfigT]]
+    limits: Limits[ConfigT]
 
+    @classmethod
+    def read(
+        cls,
+        message: Any,
+        common: Section[ConfigT],
+        override: Callable[[Location, Any], Section[ConfigT]],
+        limits: Limits[ConfigT],
+    ) -> Sections[ConfigT]:
+        """The sections of a file; `override` makes one from a location and a message."""
+        by_type, by_layer = (
+            {
+                getattr(item, key): override((field, index), item)
+                for index, item in enumerate(getattr(message, field))
+            }
+            for field, key in _OVERRIDES
+        )
+        return cls(common, by_type, by_layer, limits)
 
-def _decimal(value: float) -> float:
-    """0.01 for the float32 that a field with 0.01 holds."""
-    return shortest([value])[0]
+    def of(self, layer: Layer) -> Section[ConfigT]:
+        """The section that applies to `layer`."""
+        return self.by_layer.get(layer.name) or self.by_type.get(layer.kind) or self.common
 
+    def value_problems(self) -> Iterator[Problem]:
+        """Values that are wrong for any layer."""
+        for section in (self.common, *self.by_type.values(), *self.by_layer.values()):
+            yield from section.problems()
 
-def _ifmr(message: Any) -> dict[str, Any]:
-    return {
-        "act_algo": "ifmr",
-        "max_percentile": _decimal(message.max_percentile),
-        "min_percentile": _decimal(message.min_percentile),
-        "search_range": shortest([message.search_range_start, message.search_range_end]),
-        "search_step": _decimal(message.search_step),
-        **_activation(message),
-    }
+    def limit_problems(self, facts: ModelFacts) -> Iterator[Problem]:
+        """What no layer can do, and what an override asks of a type or a layer that cannot."""
+        for layer, section in (
+            (_capable("Conv2d"), self.common),
+            *((_capable(kind), section) for kind, section in self.by_type.items()),
+            *((facts.layers[name], section) for name, section in self.by_layer.items()),
+        ):
+            for refusal in self.limits(section.config(layer), layer):
+                if not refusal.packing:
+                    yield section.problem(refusal)
 
+    def configs(
+        self, path: str, layers: Sequence[Layer], skipped: Collection[str]
+    ) -> dict[str, ConfigT]:
+        """The configuration of each layer, by name, without what it cannot do.
 
-def _hfmg(message: Any) -> dict[str, Any]:
-    return {"act_algo": "hfmg", "num_of_bins": message.num_of_bins, **_activation(message)}
-
-
-def _activation(message: Any) -> dict[str, Any]:
-    bits = {message.INT8: 8, message.INT16: 16}[message.dst_type]
-    return {"num_bits": bits, **_if_set(message, "asymmetric")}
-
-
-def _arq(message: Any) -> dict[str, Any]:
-    bits = message.quant_bits if message.HasField("quant_bits") else 8
-    return {"wts_algo": "arq_quantize", "num_bits": bits, **_if_set(message, "channel_wise")}
-
-
-def _ada(message: Any) -> dict[str, Any]:
-    return {
-        "wts_algo": "ada_quantize",
-        "num_iteration": message.num_iteration,
-        "reg_param": _decimal(message.reg_param),
-        "beta_range": shortest([message.beta_range_start, message.beta_range_end]),
-        "warm_start": _decimal(message.warm_start),
-        **_if_set(message, "channel_wise"),
-    }
+        A warning says what was left out, but for layers that are skipped.
+        """
+        configs = {}
+        left_out: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for layer in layers:
+            section = self.of(layer)
+            config = section.config(layer)
+            while refusal := next(self.limits(config, layer), None):
+                config = refusal.without
+                if layer.name not in skipped:
+                    left_out[section.problem(refusal).path, refusal.reason].append(layer.name)
+            configs[layer.name] = config
+        for (place, reason), names in left_out.items():
+            logger.warning("%s: %s: left out for %s: %s", path, place, ", ".join(names), reason)
+        return configs
 
 
-def _if_set(message: Any, field: str) -> dict[str, Any]:
-    return {field: getattr(message, field)} if message.HasField(field) else {}
+_OVERRIDES = (("override_layer_types", "layer_type"), ("override_layer_configs", "layer_name"))
+
+
+def _capable(kind: str) -> Layer:
+    """A layer that can do all that its type can."""
+    return Layer("", kind, None, has_bias=True, in_channels=2)
+
+
+def override_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
+    """Types and layers of overrides that are unknown, repeated, or cannot be quantized."""
+
+    def why_not_quantized(name: str) -> str:
+        reason = facts.layers[name].reason
+        return f"{shown(name)} cannot be quantized: {reason}" if reason else ""
+
+    for field, key in _OVERRIDES:
+        names = [getattr(item, key) for item in getattr(message, field)]
+        for index, name in enumerate(names):
+            if key == "layer_type":
+                text = why_not_type(name, facts)
+            else:
+                text = why_not_layer(name, facts) or why_not_quantized(name)
+            if text := text or why_repeated(names, index):
+                yield Problem((field, index, key), text)
+
+
+@dataclass(frozen=True)
+class Skips:
+    """The lists of a file that name what is not quantized."""
+
+    message: Any
+    layer_fields: tuple[str, ...]
+    type_fields: tuple[str, ...]
+
+    def problems(self, facts: ModelFacts) -> Iterator[Problem]:
+        """Types and layers that are unknown."""
+        for field in self.type_fields:
+            for index, kind in enumerate(getattr(self.message, field)):
+                if text := why_not_type(kind, facts):
+                    yield Problem((field, index), text)
+        for field in self.layer_fields:
+            for index, name in enumerate(getattr(self.message, field)):
+                if text := why_not_layer(name, facts):
+                    yield Problem((field, index), text)
+
+    def repeated(self) -> Iterator[Problem]:
+        """Types and layers that one list has twice."""
+        for field in (*self.type_fields, *self.layer_fields):
+            names = getattr(self.message, field)
+            for index in range(len(names)):
+                if text := why_repeated(names, index):
+                    yield Problem((field, index), text)
+
+    def names(self, facts: ModelFacts) -> list[str]:
+        """The layers that are skipped, by their name or their type."""
+        layers = {name for field in self.layer_fields for name in getattr(self.message, field)}
+        kinds = {kind for field in self.type_fields for kind in getattr(self.message, field)}
+        return [n for n, layer in facts.layers.items() if n in layers or layer.kind in kinds]

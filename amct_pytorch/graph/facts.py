@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from ..capability import BY_KIND, kind_of
+from ..capability import BY_KIND, PTQ_KINDS, kind_of
 from .capture import Capture
 from .recurrent import why_not_module, why_not_node
 from .site import UnsupportedSiteError, is_shared, locate
@@ -50,6 +50,7 @@ class ModelFacts:
     layers: dict[str, Layer]  # every module of a quantizable type, in named_modules() order
     modules: dict[str, str]  # every module path -> class name
     batch_norms: dict[str, str] = field(default_factory=dict)  # BatchNorm -> conv it follows alone
+    kinds: tuple[str, ...] = PTQ_KINDS  # the quantizable types that were looked for
 
 
 def is_of_interest(module: nn.Module, recurrent: bool = False) -> bool:
@@ -89,7 +90,8 @@ def analyze(model: nn.Module, capture: Capture, recurrent: bool = False) -> Mode
             out_channels=_first_of(module, "out_channels", "out_features", "hidden_size"),
         )
     modules = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
-    return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners))
+    kinds = tuple(BY_KIND) if recurrent else PTQ_KINDS
+    return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners), kinds)
 
 
 def _input(node: ir.Node, own: list[ir.Node]) -> tuple[str, str]:

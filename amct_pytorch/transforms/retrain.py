@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..capability import BY_KIND
-from ..config.retrain import RetrainConfig, RetrainLayerConfig
+from ..config.retrain import RetrainConfig
+from ..config.retrain_layer import RetrainLayerConfig
 from ..graph.facts import Layer, ModelFacts
 from ..layers.finite import is_finite
 from ..layers.learned_weight import WeightOptions

@@ -9,13 +9,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from amct_pytorch.config.schema import FOLDER, message_class
 
 RECORD, CALIBRATION = "scale_offset_record_pytorch", "calibration_config_pytorch"
+RETRAIN = "retrain_config_pytorch"
 
 
 def described(path):
     return descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
 
 
-@pytest.mark.parametrize("stem", [RECORD, CALIBRATION])
+@pytest.mark.parametrize("stem", [RECORD, CALIBRATION, RETRAIN])
 def test_the_descriptor_sets_are_those_of_the_proto_files(tmp_path, stem):
     pytest.importorskip("grpc_tools")
     spec = importlib.util.spec_from_file_location("compile_protos", FOLDER / "compile.py")
@@ -100,6 +101,47 @@ FIELDS = {
         "asymmetric": 2,
         "dst_type": (10, 1),
     },
+    (RETRAIN, "AMCTRetrainConfig"): {
+        "batch_num": (1, 1),
+        "retrain_data_quant_config": 2,
+        "retrain_weight_quant_config": 3,
+        "skip_layers": 4,
+        "override_layer_configs": 5,
+        "skip_layer_types": 6,
+        "override_layer_types": 7,
+        "prune_config": 8,
+        "regular_prune_skip_layers": 9,
+        "regular_prune_skip_types": 10,
+        "quant_skip_layers": 11,
+        "quant_skip_types": 12,
+        "fakequant_precision_mode": (21, 1),
+        "shift_n": (1000, False),
+    },
+    (RETRAIN, "RetrainOverrideLayer"): {
+        "layer_name": 1,
+        "retrain_data_quant_config": 2,
+        "retrain_weight_quant_config": 3,
+        "prune_config": 4,
+        "shift_n": 1000,
+    },
+    (RETRAIN, "RetrainOverrideLayerType"): {
+        "layer_type": 1,
+        "retrain_data_quant_config": 2,
+        "retrain_weight_quant_config": 3,
+        "prune_config": 4,
+        "shift_n": 1000,
+    },
+    (RETRAIN, "RetrainDataQuantConfig"): {"ulq_quantize": 13},
+    (RETRAIN, "ActULQquantize"): {"clip_max_min": 1, "fixed_min": 2, "dst_type": (3, 1)},
+    (RETRAIN, "ClipMaxMin"): {"clip_max": 3, "clip_min": 5},
+    (RETRAIN, "RetrainWeightQuantConfig"): {"arq_retrain": 1, "ulq_retrain": 2},
+    (RETRAIN, "ARQRetrain"): {"dst_type": (1, 1), "channel_wise": 2},
+    (RETRAIN, "WtsULQRetrain"): {"dst_type": (1, 1), "channel_wise": 2},
+    (RETRAIN, "PruneConfig"): {"filter_pruner": 1, "n_out_of_m_pruner": 2},
+    (RETRAIN, "FilterPruner"): {"balanced_l2_norm_filter_prune": 1},
+    (RETRAIN, "BalancedL2NormFilterPruner"): {"prune_ratio": 1, "ascend_optimized": (2, True)},
+    (RETRAIN, "NOutOfMPruner"): {"l1_selective_prune": 1},
+    (RETRAIN, "L1SelectivePruner"): {"n_out_of_m_type": (1, 0), "update_freq": (2, 0)},
 }
 
 

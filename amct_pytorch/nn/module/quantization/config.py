@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ....config.layer import Strict, where
+from ....config.fields import Strict, where
 from ....config.problems import fail, problems_of, wrong_value
 
 _BITS = {"INT8": 8, "INT16": 16}
@@ -65,11 +65,11 @@ class ModuleConfig(_Settings):
     retrain_weight_config: WeightConfig = Field(default_factory=WeightConfig)
 
 
-_KEYS = {"": tuple(ModuleConfig.model_fields)}
 _PARTS = {
     "retrain_data_config": tuple(DataConfig.model_fields),
     "retrain_weight_config": tuple(WeightConfig.model_fields),
 }
+_KEYS = {"": tuple(ModuleConfig.model_fields), **_PARTS}
 
 
 def read_config(source: str, config: Mapping[str, Any] | None) -> ModuleConfig:
@@ -90,7 +90,7 @@ asymmetric=True)
     try:
         return ModuleConfig.model_validate(_without_none(given))
     except ValidationError as error:
-        found = problems_of(error, _KEYS, _PARTS)
+        found = problems_of(error, _KEYS)
         parts = [(part,) for part in _PARTS]
         fail(f"{source}: config", [replace(p, wrong_type=p.location in parts) for p in found])
 

@@ -1,0 +1,58 @@
+"""What the objects of a configuration are made of: strict models and validators of one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from .problems import wrong_type, wrong_value
+
+T = TypeVar("T")
+
+
+class Strict(BaseModel):
+    """Exact types, no unknown keys, no change after validation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def where(test: Callable[[T], bool], expected: str) -> AfterValidator:
+    """A validator that refuses values for which `test` is false."""
+
+    def check(value: T) -> T:
+        if not test(value):
+            raise wrong_value(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+def one_of(*allowed: int) -> AfterValidator:
+    """A validator for an integer out of a few (Literal would take True for 1 and 8.0 for 8)."""
+    *first, last = map(str, allowed)
+    return where(lambda value: value in allowed, f"{', '.join(first)} or {last}")
+
+
+def known(*names: str) -> BeforeValidator:
+    """A validator that refuses everything but `names`, before one branch asks for its own."""
+
+    def check(value: object) -> object:
+        expected = " or ".join(f'"{name}"' for name in names)
+        if not isinstance(value, str):
+            raise wrong_type(expected)
+        if value not in names:
+            raise wrong_value(expected)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _only_float(value: object) -> object:
+    if not isinstance(value, float):
+        raise wrong_type("a number with a fraction, like 0.5")
+    return value
+
+
+ONLY_FLOAT = BeforeValidator(_only_float)  # where 1 is a mistake for 1.0
