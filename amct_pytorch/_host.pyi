@@ -21,8 +21,5 @@ def unpack_dequant_words(
 ) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.uint8]]:
     """(scale, offset, shift) of AscendDequant parameters [n]."""
 
-def truncate_s19(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`scale` with the low 13 mantissa bits cleared, of any shape: what a float16 dequant holds."""
-
 def build_info() -> dict[str, str]:
     """compiler, cxx_standard ("C++17") and torch_floor, the oldest torch it loads in ("2.10")."""

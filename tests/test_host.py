@@ -98,22 +98,6 @@ def test_factors_that_make_no_words():
         _host.unpack_dequant_words(np.zeros(1, np.int64))
 
 
-# ---- s19 ----
-
-
-def test_s19_keeps_ten_bits_of_mantissa():
-    scale = np.array([8e-5, 1.6e-4, 0.1, -0.1, 1.0, 0.0, np.inf], np.float32)
-    expected = [0x38A7C000, 0x3927C000, 0x3DCCC000, 0xBDCCC000, 0x3F800000, 0, 0x7F800000]
-    assert _host.truncate_s19(scale).view(np.uint32).tolist() == expected
-
-
-def test_s19_keeps_the_shape():
-    scale = np.full((2, 3), 0.1, np.float32)
-    assert _host.truncate_s19(scale.T).shape == (3, 2)
-    assert _host.truncate_s19(np.array(0.1, np.float32)).shape == ()
-    assert scale[0, 0] == np.float32(0.1)
-
-
 # ---- the build ----
 
 

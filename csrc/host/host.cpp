@@ -96,14 +96,6 @@ py::tuple unpack_dequant_words(const py::object& words_) {
   return py::make_tuple(scale, offset, shift);
 }
 
-Array<float> truncate_s19(const py::object& scale_) {
-  const auto scale = array_argument<float>("scale", scale_);
-  Array<float> truncated(std::vector<py::ssize_t>(scale.shape(), scale.shape() + scale.ndim()));
-  for (py::ssize_t i = 0; i < scale.size(); ++i)
-    truncated.mutable_data()[i] = amct::truncate_s19(scale.data()[i]);
-  return truncated;
-}
-
 py::dict build_info() {
   constexpr uint64_t kTorch = TORCH_TARGET_VERSION;  // 0xMMmm...: major and minor of the floor
   return py::dict(
@@ -119,6 +111,5 @@ PYBIND11_MODULE(_host, m) {
   m.def("pack_int4", &pack_int4, "codes"_a, "axis"_a);
   m.def("dequant_words", &dequant_words, "scale"_a, "offset"_a, "shift"_a);
   m.def("unpack_dequant_words", &unpack_dequant_words, "words"_a);
-  m.def("truncate_s19", &truncate_s19, "scale"_a);
   m.def("build_info", &build_info);
 }

@@ -58,7 +58,4 @@ inline Dequant dequant_of_word(uint64_t word) {
           static_cast<uint8_t>(word >> 32)};
 }
 
-// Toward zero to 1 sign, 8 exponent and 10 mantissa bits: the scale of a float16 dequantization.
-inline float truncate_s19(float scale) { return float_of(bits_of(scale) & 0xffffe000u); }
-
 }  // namespace amct
