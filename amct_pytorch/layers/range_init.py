@@ -55,8 +55,9 @@ class RangeInit(nn.Module):
         self.readers = 1  # layers that share the input: each shows it once
         self._newest: Tensor | None = None
         self._reads = 0
-        # A tensor: as a number it would be a constant of compiled code, one for each model.
-        self.register_buffer("handle", torch.tensor(_register(self)), persistent=False)
+        # A tensor, for a number would be a constant of compiled code, one for each model; no buffer,
+        # for averaging of models and DistributedDataParallel copy those.
+        self.handle = torch.tensor(_register(self))
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -158,7 +159,7 @@ class RangeInit(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.handle = self.handle.new_tensor(_register(self))
+        self.handle = torch.tensor(_register(self))
 
 
 # An op takes tensors and numbers only: it finds its module by a number.
