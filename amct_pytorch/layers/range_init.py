@@ -55,8 +55,8 @@ class RangeInit(nn.Module):
         self.readers = 1  # layers that share the input: each shows it once
         self._newest: Tensor | None = None
         self._reads = 0
-        # A tensor, for a number would be a constant of compiled code, one for each model; no buffer,
-        # for averaging of models and DistributedDataParallel copy those.
+        # A tensor: a number would be a constant of compiled code, one for each model. No buffer:
+        # averaging of models and DistributedDataParallel copy those.
         self.handle = torch.tensor(_register(self))
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from .config import DataConfig, ModuleConfig, read_config
 from .qdq import quantize_dequantize
 
 CODES = {8: torch.int8, 16: torch.int16}
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class QuantizedInputs(LearnedRange, Processed):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
-from .base import PaddingMode, QATLayer
+from .convolution import QATConv
 
 
-class Conv2dQAT(QATLayer, nn.Conv2d):
+class Conv2dQAT(QATConv, nn.Conv2d):
     """`torch.nn.Conv2d` with quantized input and weight.
 
     Takes the arguments of `torch.nn.Conv2d`
@@ -25,33 +22,3 @@ class Conv2dQAT(QATLayer, nn.Conv2d):
 
     FLOAT = nn.Conv2d
     RANKS = (4,)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.add_quantizers(config)

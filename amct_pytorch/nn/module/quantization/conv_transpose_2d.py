@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
-from .base import PaddingMode, QATLayer
+from .convolution import QATConvTranspose
 
 
-class ConvTranspose2dQAT(QATLayer, nn.ConvTranspose2d):
+class ConvTranspose2dQAT(QATConvTranspose, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with quantized input and weight.
 
     Takes the arguments of `torch.nn.ConvTranspose2d` (output_padding last)
@@ -25,35 +22,3 @@ class ConvTranspose2dQAT(QATLayer, nn.ConvTranspose2d):
 
     FLOAT = nn.ConvTranspose2d
     RANKS = (4,)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        config: Mapping[str, Any] | None = None,
-        output_padding: int | tuple[int, int] = 0,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.add_quantizers(config)
