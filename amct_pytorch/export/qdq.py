@@ -3,7 +3,7 @@
 A quantized layer has a pair at its input and its weight comes through DequantizeLinear. Both go:
 the layer gets the values that the weight has on its grid, and a record from which the deploy and
 the fake_quant graph are written as for any other model. A MatMul of two activations has a pair at
-both inputs.
+both inputs, an LSTM or GRU at its input and its initial hidden state.
 """
 
 from __future__ import annotations
@@ -17,17 +17,24 @@ from onnx import version_converter
 from onnx_ir.passes import common
 
 from ..graph.padding import fold_pad, write_out_padding
+from ..graph.recurrent import GATES
 from ..graph.site import Site, UnsupportedSiteError, locate
 from ..records import LayerRecord, Records
 from .deploy import INPUT_CHANNEL_AXIS
 from .integer_ir import weight_channels_first
 from .qdq_constants import DEQUANTIZE, QUANTIZE, Grid, evaluate, is_node, label, read_factors
-from .qdq_layer import name_after_constants, pair_at, replace_by_constant, take_pair
+from .qdq_layer import (
+    check_symmetric,
+    name_after_constants,
+    pair_at,
+    replace_by_constant,
+    take_pair,
+)
+from .qdq_recurrent import RNN, read_recurrent
 
 logger = logging.getLogger(__name__)
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-RECURRENT = ("LSTM", "GRU", "RNN")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *GATES)
 OLDEST_OPSET, OLDEST_OPSET_PER_CHANNEL = 10, 13
 
 
@@ -39,17 +46,17 @@ def read_qdq(model: ir.Model, source: str) -> Records:
     """
     graph = model.graph
     _check_opset(model, source)
-    _check_recurrent(graph)
     write_out_padding(graph)
     _fold_biases(graph)
     records = {}
     for node in list(graph):
         if node.op_type == "Conv":
             fold_pad(node)
-        if node.op_type in LAYERS and node.domain in ("", "ai.onnx"):
-            record = _read_layer(node)
-            if record is not None:
-                records[str(node.name)] = record
+        if node.op_type not in (*LAYERS, RNN) or node.domain not in ("", "ai.onnx"):
+            continue
+        record = read_recurrent(node) if node.op_type in (*GATES, RNN) else _read_layer(node)
+        if record is not None:
+            records[str(node.name)] = record
     common.RemoveUnusedNodesPass()(model)  # what the layers' weights came through
     _fold_other_constants(graph)
     common.RemoveUnusedNodesPass()(model)
@@ -84,15 +91,6 @@ def _check_opset(model: ir.Model, source: str) -> None:
             raise RuntimeError(
                 f"{label(node)}: one scale per channel needs opset {OLDEST_OPSET_PER_CHANNEL} or "
                 f"above, the model has {opset}; export it with opset_version=13"
-            )
-
-
-def _check_recurrent(graph: ir.Graph) -> None:
-    for node in graph:
-        if node.op_type in RECURRENT and any(_is_behind_pair(value) for value in node.inputs):
-            raise RuntimeError(
-                f"{label(node)}: a quantized {node.op_type} cannot be converted; export the model "
-                "with it in float"
             )
 
 
@@ -132,12 +130,7 @@ def _record(node: ir.Node, pair: ir.Node, grid: Grid) -> LayerRecord:
         site = locate(node)
     except UnsupportedSiteError as error:
         raise RuntimeError(f"{name}: cannot be quantized: {error}") from None
-    if np.any(grid.offset != 0):
-        worst = int(grid.offset.flat[np.argmax(np.abs(grid.offset))])
-        raise RuntimeError(
-            f"{name}: expected weights with zero point 0, got {worst} on the signed grid; "
-            "quantize the weight symmetrically"
-        )
+    check_symmetric(name, grid)
     _check_packing(name, site, grid)
     scale_d, offset_d, act_bits = take_pair(node, 0, pair)
     scale_w = _scale_per_channel(name, site, grid)
@@ -250,17 +243,6 @@ def _check_nothing_left(graph: ir.Graph) -> None:
 
 def _is_qdq(node: ir.Node) -> bool:
     return is_node(node, QUANTIZE) or is_node(node, DEQUANTIZE)
-
-
-def _is_behind_pair(value: ir.Value | None) -> bool:
-    """Whether `value` comes from a DequantizeLinear, directly or through nodes with one input."""
-    while value is not None and (node := value.producer()) is not None:
-        if is_node(node, DEQUANTIZE):
-            return True
-        if node.op_type not in ("Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"):
-            return False
-        value = node.inputs[0]
-    return False
 
 
 def _readers(value: ir.Value) -> Iterator[ir.Node]:

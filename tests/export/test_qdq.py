@@ -327,6 +327,7 @@ def test_layers_with_one_weight_get_names_and_weights_of_their_own(tmp_path):
     [
         pytest.param("block.fc.weight", "s", "block.fc", id="after the weight"),
         pytest.param("onnx::Q_3", "block.fc.wts_scales", "block.fc", id="after the scales"),
+        pytest.param("v", "block.fc.wts_scales_deploy", "block.fc", id="after exported scales"),
         pytest.param("onnx::Q_3", "s", "layer", id="as the node"),
         pytest.param("act_q.weight", "s", "act_q1", id="of no other node"),
     ],
@@ -588,17 +589,6 @@ def test_gemm_with_a_transposed_input(tmp_path):
     y = graph.add("Gemm", graph.pair("x", 0.05), graph.weight(FC.T, 0.00625), transA=1)
     with pytest.raises(RuntimeError, match="fc: cannot be quantized: its input is transposed"):
         convert(tmp_path, graph.model(y, shape=[2, 3]))
-
-
-@pytest.mark.parametrize("where", [0, 1], ids=["input", "weight"])
-def test_quantized_lstm(tmp_path, where):
-    graph = Qdq()
-    inputs = ["x", graph.constant(np.ones((1, 8, 3), np.float32))]
-    inputs.append(graph.constant(np.ones((1, 8, 2), np.float32)))
-    inputs[where] = graph.pair(inputs[where], 0.05)
-    model = graph.model(graph.add("LSTM", *inputs, name="lstm", hidden_size=2), shape=[5, 1, 3])
-    with pytest.raises(RuntimeError, match="lstm: a quantized LSTM cannot be converted"):
-        convert(tmp_path, model)
 
 
 def test_model_without_quantization(tmp_path):
