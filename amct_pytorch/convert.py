@@ -15,7 +15,8 @@ def convert_qat_model(onnx_file: str, save_path: str) -> None:
 
     Args:
         onnx_file: a model with QuantizeLinear and DequantizeLinear at the input and at the weight
-            of Conv, ConvTranspose, Gemm or MatMul nodes, or at both inputs of a MatMul, as
+            of Conv, ConvTranspose, Gemm or MatMul nodes, at both inputs of a MatMul, or at the
+            input, the initial hidden state and both weights of LSTM or GRU nodes, as
             `torch.onnx.export` writes it from a model that was trained with fake quantization. It
             is not changed.
         save_path: `folder/prefix`; writes `<prefix>_deploy_model.onnx` and

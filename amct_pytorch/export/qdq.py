@@ -3,14 +3,13 @@
 A quantized layer has a pair at its input and its weight comes through DequantizeLinear. Both go:
 the layer gets the values that the weight has on its grid, and a record from which the deploy and
 the fake_quant graph are written as for any other model. A MatMul of two activations has a pair at
-both inputs.
+both inputs, an LSTM or GRU at its input and its initial hidden state.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -18,31 +17,25 @@ from onnx import version_converter
 from onnx_ir.passes import common
 
 from ..graph.padding import fold_pad, write_out_padding
-from ..graph.site import Site, UnsupportedSiteError, locate, new_initializer
+from ..graph.recurrent import GATES
+from ..graph.site import Site, UnsupportedSiteError, locate
 from ..records import LayerRecord, Records
 from .deploy import INPUT_CHANNEL_AXIS
 from .integer_ir import weight_channels_first
-from .placement import free_name
-from .qdq_constants import (
-    BITS_AND_MIDDLE,
-    DEQUANTIZE,
-    QUANTIZE,
-    Constant,
-    Grid,
-    check_pair,
-    evaluate,
-    is_node,
-    label,
-    read_factors,
+from .qdq_constants import DEQUANTIZE, QUANTIZE, Grid, evaluate, is_node, label, read_factors
+from .qdq_layer import (
+    check_symmetric,
+    name_after_constants,
+    pair_at,
+    replace_by_constant,
+    take_pair,
 )
+from .qdq_recurrent import RNN, read_recurrent
 
 logger = logging.getLogger(__name__)
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-RECURRENT = ("LSTM", "GRU", "RNN")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *GATES)
 OLDEST_OPSET, OLDEST_OPSET_PER_CHANNEL = 10, 13
-# What names of a layer's constants end in, behind the name of the layer.
-SUFFIXES = (".weight", ".wts_scales", ".wts_offsets_deploy", ".bias")
 
 
 def read_qdq(model: ir.Model, source: str) -> Records:
@@ -53,17 +46,17 @@ def read_qdq(model: ir.Model, source: str) -> Records:
     """
     graph = model.graph
     _check_opset(model, source)
-    _check_recurrent(graph)
     write_out_padding(graph)
     _fold_biases(graph)
     records = {}
     for node in list(graph):
         if node.op_type == "Conv":
             fold_pad(node)
-        if node.op_type in LAYERS and node.domain in ("", "ai.onnx"):
-            record = _read_layer(node)
-            if record is not None:
-                records[str(node.name)] = record
+        if node.op_type not in (*LAYERS, RNN) or node.domain not in ("", "ai.onnx"):
+            continue
+        record = read_recurrent(node) if node.op_type in (*GATES, RNN) else _read_layer(node)
+        if record is not None:
+            records[str(node.name)] = record
     common.RemoveUnusedNodesPass()(model)  # what the layers' weights came through
     _fold_other_constants(graph)
     common.RemoveUnusedNodesPass()(model)
@@ -101,24 +94,15 @@ def _check_opset(model: ir.Model, source: str) -> None:
             )
 
 
-def _check_recurrent(graph: ir.Graph) -> None:
-    for node in graph:
-        if node.op_type in RECURRENT and any(_is_behind_pair(value) for value in node.inputs):
-            raise RuntimeError(
-                f"{label(node)}: a quantized {node.op_type} cannot be converted; export the model "
-                "with it in float"
-            )
-
-
 def _read_layer(node: ir.Node) -> LayerRecord | None:
     """Makes one layer float and names it; its factors, or None if it is not quantized."""
-    pair = _pair_at(node.inputs[0])
+    pair = pair_at(node.inputs[0])
     weight = evaluate(node.inputs[1])
     grid = None if weight is None else weight.grid
     if pair is None and grid is None:
         return None
-    name = _name_after_constants(node)
-    second = _pair_at(node.inputs[1])
+    name = name_after_constants(node)
+    second = pair_at(node.inputs[1])
     if weight is None and pair is not None and second is not None and node.op_type == "MatMul":
         return _read_product(node, pair, second)
     if weight is None or grid is None:
@@ -128,7 +112,7 @@ def _read_layer(node: ir.Node) -> LayerRecord | None:
             f"{name}: its input is quantized (by {label(pair)}), but its weight "
             f"(input 1 of the {node.op_type}) {found}; quantize both or none"
         )
-    _replace_by_constant(node, 1, weight)
+    replace_by_constant(node, 1, weight)
     if pair is None:
         logger.warning(
             "%s: only its weight is quantized: left float, with the values that the weight has "
@@ -146,14 +130,9 @@ def _record(node: ir.Node, pair: ir.Node, grid: Grid) -> LayerRecord:
         site = locate(node)
     except UnsupportedSiteError as error:
         raise RuntimeError(f"{name}: cannot be quantized: {error}") from None
-    if np.any(grid.offset != 0):
-        worst = int(grid.offset.flat[np.argmax(np.abs(grid.offset))])
-        raise RuntimeError(
-            f"{name}: expected weights with zero point 0, got {worst} on the signed grid; "
-            "quantize the weight symmetrically"
-        )
+    check_symmetric(name, grid)
     _check_packing(name, site, grid)
-    scale_d, offset_d, act_bits = _take_pair(node, 0, pair)
+    scale_d, offset_d, act_bits = take_pair(node, 0, pair)
     scale_w = _scale_per_channel(name, site, grid)
     return LayerRecord(
         scale_d=scale_d,
@@ -170,7 +149,7 @@ def _read_product(node: ir.Node, first: ir.Node, second: ir.Node) -> LayerRecord
     name = str(node.name)
     scales = []
     for index, pair in enumerate((first, second)):
-        scale, offset, bits = _take_pair(node, index, pair)
+        scale, offset, bits = take_pair(node, index, pair)
         if offset != 0 or bits != 8:
             raise RuntimeError(
                 f"{name}: expected 8 bits and offset 0 at both inputs, as no weight is constant, "
@@ -184,33 +163,6 @@ def _read_product(node: ir.Node, first: ir.Node, second: ir.Node) -> LayerRecord
             )
         scales.append(scale)
     return LayerRecord(scales[0], 0, (scales[1],), (0,), act_type="INT8", wts_type="INT8")
-
-
-def _pair_at(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that writes `value`."""
-    producer = None if value is None else value.producer()
-    return producer if is_node(producer, DEQUANTIZE) else None
-
-
-def _take_pair(node: ir.Node, index: int, dequantize: ir.Node) -> tuple[float, int, int]:
-    """Takes the pair that ends in `dequantize` off an input: its scale, signed offset and bits."""
-    name = str(node.name)
-    quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
-    if quantize is None or not is_node(quantize, QUANTIZE):
-        raise RuntimeError(
-            f"{name}: expected {QUANTIZE} directly before {label(dequantize)}, found "
-            f"{'an input' if quantize is None else label(quantize)}"
-        )
-    check_pair(quantize, dequantize)
-    factors = read_factors(quantize)
-    if factors.scale.size != 1:
-        raise RuntimeError(
-            f"{name}: expected one scale for its input, {label(quantize)} has {factors.scale.size}"
-        )
-    assert factors.codes is not None
-    node.replace_input_with(index, quantize.inputs[0])
-    bits, middle = BITS_AND_MIDDLE[factors.codes]
-    return float(factors.scale[0]), int(factors.zero[0]) - middle, bits
 
 
 def _scale_per_channel(name: str, site: Site, grid: Grid) -> tuple[float, ...]:
@@ -272,16 +224,7 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
     assert constant is not None
     if not node.outputs[0].is_graph_output():
         for reader, index in list(node.outputs[0].uses()):
-            _replace_by_constant(reader, index, constant)
-
-
-def _replace_by_constant(node: ir.Node, index: int, constant: Constant) -> None:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    old = node.inputs[index]
-    assert old is not None
-    value = new_initializer(graph, f"{old.name}.float", constant.values)
-    node.replace_input_with(index, value)
+            replace_by_constant(reader, index, constant)
 
 
 # ---- what the graph has ----
@@ -302,47 +245,6 @@ def _is_qdq(node: ir.Node) -> bool:
     return is_node(node, QUANTIZE) or is_node(node, DEQUANTIZE)
 
 
-def _is_behind_pair(value: ir.Value | None) -> bool:
-    """Whether `value` comes from a DequantizeLinear, directly or through nodes with one input."""
-    while value is not None and (node := value.producer()) is not None:
-        if is_node(node, DEQUANTIZE):
-            return True
-        if node.op_type not in ("Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"):
-            return False
-        value = node.inputs[0]
-    return False
-
-
 def _readers(value: ir.Value) -> Iterator[ir.Node]:
     """The nodes that read `value`, each once."""
     return iter(dict.fromkeys(usage.node for usage in value.uses()))
-
-
-def _name_after_constants(node: ir.Node) -> str:
-    """Names a layer as its constants are, or leaves its name, and returns it: of no other node."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    name = node.name or node.op_type
-    for constant in chain.from_iterable(map(_names_behind, node.inputs[1:])):
-        stem = next((constant.removesuffix(s) for s in SUFFIXES if constant.endswith(s)), "")
-        if stem:
-            name = stem
-            break
-    node.name = None
-    node.name = free_name(graph, name)
-    return node.name
-
-
-def _names_behind(value: ir.Value | None) -> list[str]:
-    """The names of the initializers that a constant comes from; none if it is computed."""
-    names, values = [], [value]
-    while values:
-        value = values.pop(0)
-        producer = None if value is None else value.producer()
-        if producer is not None:
-            values[:0] = producer.inputs
-        elif value is not None and value.is_initializer():
-            names.append(str(value.name))
-        elif value is not None:
-            return []
-    return names

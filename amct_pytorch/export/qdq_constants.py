@@ -1,8 +1,9 @@
 """Constants of a QuantizeLinear/DequantizeLinear graph, evaluated together with their grid.
 
 A weight comes to its layer as codes or as a float, through QuantizeLinear, DequantizeLinear and
-nodes that only move elements. Each element keeps the scale and the zero point it was quantized
-with on its way, so that in the layer's layout one sees which output channel has which scale.
+nodes that only move, select or join elements. Each element keeps the scale and the zero point it
+was quantized with on its way, so that in the layer's layout one sees which output channel has which
+scale.
 """
 
 from __future__ import annotations
@@ -138,7 +139,11 @@ def evaluate(value: ir.Value | None) -> Constant | None:
     if value is None or producer is None or producer.op_type == "Constant":
         tensor = None if value is None else ir.convenience.get_const_tensor(value)
         return None if tensor is None else Constant(tensor.numpy())
-    if producer.domain not in DOMAINS or producer.op_type not in (QUANTIZE, DEQUANTIZE, *_MOVES):
+    if producer.domain not in DOMAINS:
+        return None
+    if producer.op_type == "Concat":
+        return _joined(producer)
+    if producer.op_type not in (QUANTIZE, DEQUANTIZE, *_MOVES):
         return None
     source = evaluate(producer.inputs[0])
     if source is None:
@@ -195,9 +200,26 @@ def _grid(node: ir.Node, factors: Factors, codes: ir.DataType, shape: tuple[int,
     return Grid(scale, np.broadcast_to(factors.zero.reshape(along), shape), codes)
 
 
-# ---- nodes between, which move elements or change their type ----
+# ---- nodes between, which move elements, select some or change their type ----
 
-_MOVES = ("Cast", "Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze")
+_MOVES = ("Cast", "Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Slice")
+
+
+def _joined(node: ir.Node) -> Constant | None:
+    """What a Concat makes of constants; None where some lie on no grid, or on another type."""
+    parts = [part for part in map(evaluate, node.inputs) if part is not None]
+    if len(parts) < len(node.inputs) or any(part.quantize is not None for part in parts):
+        return None
+    axis = node.attributes["axis"].as_int()
+    values = np.concatenate([part.values for part in parts], axis)
+    grids = [part.grid for part in parts if part.grid is not None]
+    if not grids:
+        return Constant(values)
+    if len(grids) < len(parts) or len({grid.codes for grid in grids}) > 1:
+        return None
+    scale = np.concatenate([grid.scale for grid in grids], axis)
+    zero = np.concatenate([grid.zero for grid in grids], axis)
+    return Constant(values, Grid(scale, zero, grids[0].codes))
 
 
 def _moved(node: ir.Node, source: Constant) -> Constant | None:
@@ -225,6 +247,8 @@ def _move(node: ir.Node, array: Array) -> Array | None:
         axis = node.attributes.get("axis")
         split = 1 if axis is None else axis.as_int()
         return array.reshape(int(np.prod(array.shape[:split])), -1)
+    if node.op_type == "Slice":
+        return _sliced(node, array)
     dims = _integers(node, "axes")
     if node.op_type == "Reshape":
         if dims is None:
@@ -240,9 +264,28 @@ def _move(node: ir.Node, array: Array) -> Array | None:
     return np.squeeze(array, None if dims is None else tuple(dims))
 
 
+def _sliced(node: ir.Node, array: Array) -> Array | None:
+    given = [_integers_at(node, index) for index in range(1, len(node.inputs))]
+    computed = (v is not None and n is None for v, n in zip(node.inputs[1:], given, strict=True))
+    if any(computed):
+        return None
+    starts, ends, axes, steps = (*given, None, None)[:4]
+    assert starts is not None
+    assert ends is not None
+    window = [slice(None)] * array.ndim
+    for n, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        window[axes[n] if axes else n] = slice(start, end, steps[n] if steps else 1)
+    return array[tuple(window)]
+
+
 def _integers(node: ir.Node, attribute: str) -> list[int] | None:
     """Those of input 1, which before opset 13 were an attribute."""
     if attribute in node.attributes:
         return list(node.attributes[attribute].as_ints())
-    constant = evaluate(node.inputs[1]) if len(node.inputs) > 1 else None
+    return _integers_at(node, 1)
+
+
+def _integers_at(node: ir.Node, index: int) -> list[int] | None:
+    """Those of a constant input; None if it is absent or computed."""
+    constant = evaluate(node.inputs[index]) if len(node.inputs) > index else None
     return None if constant is None else [int(n) for n in constant.values.reshape(-1)]

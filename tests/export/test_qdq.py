@@ -211,6 +211,54 @@ def test_weight_through_every_node_that_moves_elements(tmp_path):
     check_same(converted, X, atol=1e-6)
 
 
+def test_weight_of_parts_in_another_order(tmp_path):
+    """The scales of the channels go with them."""
+    graph = Qdq()
+    w = np.float32([[1, 2], [3, 4], [5, 6]]).reshape(3, 2, 1) / 100
+    whole = graph.weight(w, [0.01, 0.02, 0.03], "conv.weight", axis=0)
+    last = graph.add("Slice", whole, *(graph.constant(np.int64([n])) for n in (2, 2**62)))
+    backwards = [graph.constant(np.int64([n])) for n in (-2, -(2**62), 0, -1)]
+    first = graph.add("Slice", whole, *backwards)
+    parts = graph.add("Concat", last, first, axis=-3)
+    turned = graph.add("Slice", parts, *map(graph.constant, np.int64([[0], [2], [1], [1]])))
+    y = graph.add("Conv", graph.pair("x", 0.05), turned)
+    converted = convert(tmp_path, graph.model(y, shape=["N", 2, 3]))
+    assert constant(converted.deploy, "conv.weight").reshape(3, 2).tolist() == [
+        [2, 2],  # 5 and 6 hundredths in units of 0.03
+        [2, 2],
+        [1, 2],
+    ]
+    words = constant(converted.deploy, "conv.dequant.param").astype(np.uint32).view(np.float32)
+    np.testing.assert_allclose(words, np.float32([0.0015, 0.001, 0.0005]), rtol=1e-6)
+    check_same(converted, RNG.normal(size=(2, 2, 3)).astype(np.float32), atol=1e-6)
+
+
+def test_slice_without_axes_but_with_steps(tmp_path):
+    graph = Qdq()
+    bounds = [graph.constant(np.int64(n)) for n in ([0, 0], [9, 9])]
+    steps = graph.constant(np.int64([2, 1]))
+    w = graph.add("Slice", graph.weight(np.repeat(FC, 2, 0)[:-1], 0.00625), *bounds, "", steps)
+    converted = convert(tmp_path, graph.model(graph.add("MatMul", graph.pair("x", 0.05), w)))
+    assert constant(converted.deploy, "fc.weight").tolist() == [[64, -128], [16, 32], [-48, 96]]
+
+
+@pytest.mark.parametrize("other", ["float", "computed", "of another type"])
+def test_weight_of_unlike_parts(tmp_path, other):
+    graph = Qdq()
+    parts = [graph.weight(FC[:2], 0.00625)]
+    if other == "float":
+        parts.append(graph.constant(FC[2:]))
+    elif other == "computed":
+        start, end = graph.add("Shape", "x"), graph.constant(np.int64([3, 3]))
+        parts.append(graph.add("Slice", graph.weight(FC, 0.00625), start, end))
+    else:
+        parts.append(graph.weight(FC[2:], 0.00625, "other", codes=UINT8, zero=128))
+    w = graph.add("Concat", *parts, axis=0)
+    y = graph.add("MatMul", graph.pair("x", 0.05), w)
+    with pytest.raises(RuntimeError, match="its input is quantized .* is computed in forward"):
+        convert(tmp_path, graph.model(y))
+
+
 def test_zero_padding_behind_the_pair_moves_into_the_convolution(tmp_path):
     graph = Qdq()
     pads = graph.constant(np.int64([0, 0, 1, 0, 0, 1]))
@@ -279,6 +327,7 @@ def test_layers_with_one_weight_get_names_and_weights_of_their_own(tmp_path):
     [
         pytest.param("block.fc.weight", "s", "block.fc", id="after the weight"),
         pytest.param("onnx::Q_3", "block.fc.wts_scales", "block.fc", id="after the scales"),
+        pytest.param("v", "block.fc.wts_scales_deploy", "block.fc", id="after exported scales"),
         pytest.param("onnx::Q_3", "s", "layer", id="as the node"),
         pytest.param("act_q.weight", "s", "act_q1", id="of no other node"),
     ],
@@ -540,17 +589,6 @@ def test_gemm_with_a_transposed_input(tmp_path):
     y = graph.add("Gemm", graph.pair("x", 0.05), graph.weight(FC.T, 0.00625), transA=1)
     with pytest.raises(RuntimeError, match="fc: cannot be quantized: its input is transposed"):
         convert(tmp_path, graph.model(y, shape=[2, 3]))
-
-
-@pytest.mark.parametrize("where", [0, 1], ids=["input", "weight"])
-def test_quantized_lstm(tmp_path, where):
-    graph = Qdq()
-    inputs = ["x", graph.constant(np.ones((1, 8, 3), np.float32))]
-    inputs.append(graph.constant(np.ones((1, 8, 2), np.float32)))
-    inputs[where] = graph.pair(inputs[where], 0.05)
-    model = graph.model(graph.add("LSTM", *inputs, name="lstm", hidden_size=2), shape=[5, 1, 3])
-    with pytest.raises(RuntimeError, match="lstm: a quantized LSTM cannot be converted"):
-        convert(tmp_path, model)
 
 
 def test_model_without_quantization(tmp_path):
