@@ -305,6 +305,28 @@ def test_an_input_that_two_layers_read_counts_once(tmp_path):
     assert {m.progress() for m in (flow.model.first, flow.model.second)} == {(1, 2)}
 
 
+class Sometimes(Late):
+    """Calls its second layer when it is told to, as with layers dropped at random."""
+
+    both = True
+
+    def forward(self, x):
+        return self.first(x) - self.second(x) if self.both else self.first(x)
+
+
+def test_a_reader_that_is_left_out_leaves_nothing_stale_behind(tmp_path):
+    x = torch.tensor([[1.0, -1.27]])
+    flow = retrain(tmp_path, Sometimes().eval(), x)
+    flow.model(x)
+    flow.model.both = False
+    flow.model(x).sum().backward()
+    with torch.no_grad():
+        flow.model.second.quant_module.acts_clip_max.fill_(0.5)
+    y = flow.model(x)
+    y.sum().backward()
+    assert torch.equal(y, flow.model(x.clone()))
+
+
 # ---- learned weight scales, in every layout ----
 
 LAYERS = {
