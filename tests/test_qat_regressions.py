@@ -211,6 +211,17 @@ def test_restored_training_goes_on_with_the_same_losses(tmp_path, learned):
     assert train(restored, batches, steps=3) == train(flow.model, batches, steps=3)
 
 
+def test_weight_scales_that_the_optimizer_does_not_train_survive_a_restore(tmp_path):
+    x = torch.tensor([[1.0, -1.0]])
+    flow = retrain(tmp_path, one_linear(), x, with_learned_scales(channel_wise=False))
+    flow.model(x)
+    with torch.no_grad():
+        flow.model[0].sub_module.weight.mul_(0.5)
+    torch.save(flow.model.state_dict(), tmp_path / "state.pth")
+    restored = flow.restore(tmp_path / "state.pth")
+    assert torch.equal(restored.eval()(x), flow.model.eval()(x))
+
+
 @pytest.mark.parametrize("seen", [1, 2])
 def test_restored_in_the_middle_of_the_first_batches_finds_the_same_range(tmp_path, seen):
     batches = [torch.tensor([[0.5, -4.0]]), torch.tensor([[3.0, 0.1]]), torch.tensor([[1.0, 2.0]])]
