@@ -623,3 +623,84 @@ def test_unusable_layers_are_warned_of(tmp_path, caplog):
         flow = retrain(tmp_path, model.eval(), torch.randn(1, 1, 4, 4))
     assert "0 (Conv2d) is left float" in caplog.text
     assert list(config_of(flow)) == ["version", "batch_num", "1"]
+
+
+# ---- the shift factor N ----
+
+
+def shifted(tmp_path, batch_num=2, **options):
+    model, batches = small()
+    flow = retrain(tmp_path, model, batches[0], edited(shift_n=True, batch_num=batch_num))
+    train(flow.model, batches, steps=batch_num)
+    return flow, batches
+
+
+def test_shift_is_found_over_evaluation_batches_after_training(tmp_path):
+    flow, batches = shifted(tmp_path)
+    with pytest.raises(RuntimeError, match='shift factor.*"conv" has seen 0 of 2'):
+        flow.save()
+    flow.model.eval()
+    for batch in batches:
+        flow.model(batch)
+    flow.save()
+    records = records_of(flow)
+    assert len(records["conv"].shift_bit) == 4
+    assert len(records["fc"].shift_bit) == 1
+    assert records["pool"].shift_bit == ()
+    assert all(1 <= n <= 16 for n in records["conv"].shift_bit)
+    assert_exports_agree(flow, batches[1])
+
+
+def test_shift_is_the_least_that_holds_the_largest_sum(tmp_path):
+    """codes 127 * 127 * 4 = 64516: 16 bits hold its half, which is exact."""
+    model = nn.Sequential(nn.Linear(4, 1, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.27)
+    x = torch.full((1, 4), 1.27)
+    clips = {"clip_max": 1.27, "clip_min": -1.28}
+    flow = retrain(tmp_path, model, x, edited(clips, shift_n=True))
+    flow.model.eval()(x)
+    flow.save()
+    assert records_of(flow)["0"].shift_bit == (2,)  # 64516 = 4 * 16129: 2 is the larger
+    assert flow.model(x).item() == pytest.approx(4 * 1.27 * 1.27, rel=1e-5)
+
+
+def test_training_on_forgets_the_shift(tmp_path):
+    flow, batches = shifted(tmp_path, batch_num=1)
+    flow.model.eval()(batches[0])
+    train(flow.model, batches, steps=1)
+    with pytest.raises(RuntimeError, match="has seen 0 of 1"):
+        flow.save()
+
+
+def test_more_evaluation_does_not_change_the_shift(tmp_path):
+    flow, batches = shifted(tmp_path)
+    flow.model.eval()
+    for batch in batches:
+        flow.model(batch)
+    found = flow.model.conv.shift_search.shift()
+    state = {k: v.clone() for k, v in flow.model.state_dict().items()}
+    flow.model(1000 * batches[0])
+    assert torch.equal(flow.model.conv.shift_search.shift(), found)
+    for key, value in flow.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_shift_survives_a_restore(tmp_path):
+    flow, batches = shifted(tmp_path)
+    flow.model.eval()(batches[0])
+    torch.save(flow.model.state_dict(), tmp_path / "state.pth")
+    restored = flow.restore(tmp_path / "state.pth").eval()
+    for model in (flow.model, restored):
+        model(batches[1])
+    assert torch.equal(restored(batches[0]), flow.model(batches[0]))
+    flow.save(restored)
+
+
+def test_shift_of_one_layer_only(tmp_path):
+    model, batches = small()
+    flow = retrain(tmp_path, model, batches[0], lambda c: c["fc"].update(shift_n=True))
+    train(flow.model, batches)
+    flow.model.eval()(batches[0])
+    flow.save()
+    assert [n for n, r in records_of(flow).items() if r.shift_bit] == ["fc"]

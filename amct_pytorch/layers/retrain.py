@@ -54,7 +54,7 @@ class Retrained(AmctLayer):
 
     quant_module: Any
     options: RetrainOptions
-    shift_search: ShiftSearch | None = None
+    shift_search: ShiftSearch | None  # a value here would hide the submodule
 
     @property
     def sub_module(self) -> nn.Module:
@@ -265,6 +265,7 @@ class RetrainedRecurrent(Retrained):
         super().__init__(name)
         self.options = options
         self.quant_module = QuantRecurrent(name, module, options)
+        self.shift_search = None
 
     def ranges(self) -> list[tuple[LearnedRange, str]]:
         return [(self.quant_module, "acts"), (self.quant_module, HIDDEN)]
