@@ -446,6 +446,24 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path, prefix):
     assert torch.equal(restored.eval()(batches[0]), flow.model.eval()(batches[0]))
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_layer_of_the_user_that_is_called_module_is_no_wrapper(tmp_path, prefix):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.module(x)
+
+    x = torch.randn(3, 2)
+    flow = trained(tmp_path, Net().eval(), [x])
+    state = {prefix + key: value for key, value in flow.model.state_dict().items()}
+    torch.save(state, tmp_path / "state.pth")
+    restored = flow.restore(tmp_path / "state.pth")
+    assert torch.equal(restored.eval()(x), flow.model.eval()(x))
+
+
 def test_wrapped_model_is_saved_as_the_one_inside(tmp_path):
     model, batches = small()
     flow = trained(tmp_path, model, batches).save()
