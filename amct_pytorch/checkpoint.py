@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def load_checkpoint(path: str, name: str | None) -> dict[str, Any]:
-    """The state dict in the file `path`, or under the key `name` in it, without wrappers' prefixes.
+    """The state dict in the file `path`, or under the key `name` in it.
 
     Raises FileNotFoundError for a missing file, KeyError for a missing `name`, RuntimeError for a
     file that holds no state dict.
@@ -36,11 +37,15 @@ def load_checkpoint(path: str, name: str | None) -> dict[str, Any]:
             f"{path}: expected a state dict, names to tensors, got {found}; give state_dict_name "
             "if it stands under a key"
         )
-    return _without_wrappers(content)
+    return content
 
 
-def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:
+def without_wrappers(state: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`state` without the prefixes of wrappers, for a model that has the state `names`.
+
+    A layer may have the name of a wrapper: where a name fits, nothing is taken off.
+    """
     for prefix in WRAPPERS:
-        if state and all(key.startswith(prefix) for key in state):
-            return _without_wrappers({k.removeprefix(prefix): v for k, v in state.items()})
+        if state and all(k.startswith(prefix) and k not in names for k in state):
+            return without_wrappers({k.removeprefix(prefix): v for k, v in state.items()}, names)
     return state

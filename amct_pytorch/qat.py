@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, without_wrappers
 from .config.retrain import RetrainConfig
 from .config.simplified_retrain import load_simplified_retrain
 from .export.graphs import graph_files, model_paths
@@ -152,7 +152,7 @@ def restore_quant_retrain_model(
     retrained = create_quant_retrain_model(
         config_file, model, record_file, input_data, opset_version=opset_version
     )
-    retrained.load_state_dict(state)
+    retrained.load_state_dict(without_wrappers(state, retrained.state_dict().keys()))
     progress_of(retrained_layers(retrained))  # tells the layers that need no more batches
     return retrained
 

@@ -6,6 +6,7 @@ when it is learned) and `wts_offsets` (zeros).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,16 @@ class LearnedWeight(nn.Module):
         scales = stored if started else self._learned(weight, options, prefix)
         scales = scales.reciprocal() if options.reciprocal else scales
         return scales.clamp(min=SCALE_FLOOR)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Learned scales that were saved are in use, also those that equal the initial ones."""
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        for flag in [name for name in self.__dict__ if name.endswith("_started")]:
+            scales = state_dict.get(f"{prefix}{flag.removesuffix('_started')}_scales")
+            if scales is not None:  # NaN where a checkpoint of the Ascend toolkit has none yet
+                setattr(self, flag, bool(scales.isfinite().all()))
 
     def _learned(self, weight: Tensor, options: WeightOptions, prefix: str) -> Tensor:
         """The learned scales, or where there are none yet those of the extremes."""

@@ -54,7 +54,7 @@ class Retrained(AmctLayer):
 
     quant_module: Any
     options: RetrainOptions
-    shift_search: ShiftSearch | None
+    shift_search: ShiftSearch | None  # a value here would hide the submodule
 
     @property
     def sub_module(self) -> nn.Module:
@@ -139,7 +139,7 @@ class QuantModule(LearnedRange, LearnedWeight):
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input fake-quantized, once for all layers that share it."""
         owner = self.range_owner
-        return owner.shared.get(x, owner.quantize_input)
+        return owner.shared.get(x, self, owner.quantize_input)
 
 
 class RetrainedLayer(Retrained):

@@ -19,27 +19,31 @@ class SharedInput:
 
     def __init__(self) -> None:
         self.readers = 1
-        self._left = 0
+        self._had: set[int] = set()  # readers that have had it
         self._key: tuple[Any, ...] | None = None
         self._value: Tensor | None = None
 
-    def get(self, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
-        """quantize(x), computed once for all readers of the same tensor."""
+    def get(self, x: Tensor, reader: object, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+        """quantize(x), computed once for all readers of the same tensor.
+
+        A reader that asks again is in another forward, which the others may not have got to.
+        """
         if self.readers == 1 or torch.compiler.is_compiling() or _recomputes():
             return quantize(x)
         key = (x._version, torch.is_grad_enabled())
-        if self._key is None or self._key[0] is not x or self._key[1:] != key:
+        known = self._key is not None and self._key[0] is x and self._key[1:] == key
+        if not known or id(reader) in self._had:
             self._value = quantize(x)
-            self._key, self._left = (x, *key), self.readers
+            self._key, self._had = (x, *key), set()
         value = self._value
         assert value is not None
-        self._left -= 1
-        if self._left == 0:
+        self._had.add(id(reader))
+        if len(self._had) == self.readers:
             self._key = self._value = None
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"readers": self.readers, "_left": 0, "_key": None, "_value": None}
+        return {"readers": self.readers, "_had": set(), "_key": None, "_value": None}
 
 
 def _recomputes() -> bool:
