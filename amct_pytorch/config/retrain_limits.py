@@ -8,7 +8,7 @@ from ..capability import BY_KIND
 from ..graph import Layer
 from .limits import Refusal, why_not_channel_wise, why_not_int16, why_not_packed
 from .problems import shown
-from .retrain_layer import RetrainLayerConfig, RetrainWeightConfig
+from .retrain_layer import RetrainLayerConfig
 
 _ACT, _WTS = "retrain_data_config", "retrain_weight_config"
 # The types of activations that go with each type of weights.
@@ -28,12 +28,13 @@ def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[Retra
     if data.num_bits == 16 and (reason := why_not_int16(layer)):
         without = _with(config, _ACT, dst_type="INT8")
         yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
-    if not BY_KIND[layer.kind].weights:
-        yield from _of_no_weights(config, layer)
-        return
+    has_weights = BY_KIND[layer.kind].weights
     if weight.channel_wise and (reason := why_not_channel_wise(layer)):
+        reason = reason if has_weights else f"{layer.kind} has no weights"
         without = _with(config, _WTS, channel_wise=False)
         yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
+    if not has_weights:
+        return  # what else is said of them has no effect
     if weight.num_bits == 4 and (reason := why_not_packed(layer)):
         without = _with(config, _WTS, dst_type="INT8")
         yield Refusal((_WTS, "dst_type"), "INT4", '"INT8"', reason, without, packing=True)
@@ -42,19 +43,6 @@ def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[Retra
         without = _with(config, _ACT, dst_type="INT8")
         allowed = " or ".join(map(shown, beside))
         yield Refusal((_ACT, "dst_type"), data.dst_type, allowed, reason, without)
-
-
-def _of_no_weights(
-    config: RetrainLayerConfig, layer: Layer
-) -> Iterator[Refusal[RetrainLayerConfig]]:
-    """All that a layer without weights is told about them."""
-    default = RetrainWeightConfig(channel_wise=False)
-    without = config.model_copy(update={_WTS: default})
-    for key, allowed in default:
-        found = getattr(config.retrain_weight_config, key)
-        if found != allowed:
-            reason = f"{layer.kind} has no weights"
-            yield Refusal((_WTS, key), found, shown(allowed), reason, without)
 
 
 def _with(config: RetrainLayerConfig, part: str, **changes: object) -> RetrainLayerConfig:

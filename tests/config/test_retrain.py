@@ -359,8 +359,6 @@ REFUSED_CAPABILITIES = [
         weight("pool", channel_wise=True),
         "pool.retrain_weight_config.channel_wise: expected false, got true: AvgPool2d has no wei",
     ),
-    (weight("pool", algo="ulq_retrain"), 'expected "arq_retrain", got "ulq_retrain": AvgPool2d'),
-    (weight("pool", dst_type="INT4"), 'expected "INT8", got "INT4": AvgPool2d has no weights'),
     (
         weight("depthwise", dst_type="INT4"),
         'depthwise.retrain_weight_config.dst_type: expected "INT8", got "INT4": '

@@ -254,12 +254,12 @@ def test_a_name_twice_in_a_list_of_skips_is_a_warning(load, caplog, field):
         (
             arq("dst_type: INT4"),
             ("INT8", "INT4"),
-            {"conv1", "depthwise", "up_odd", "fc_odd", "pool"},
+            {"conv1", "depthwise", "up_odd", "fc_odd"},
         ),
         (
             ulq("dst_type: INT4") + arq("dst_type: INT4"),
             ("INT4", "INT4"),
-            {"conv1", "depthwise", "up_odd", "fc_odd", "pool"},
+            {"conv1", "depthwise", "up_odd", "fc_odd"},
         ),
     ],
     ids=["A16W8", "A8W4", "A4W4"],
@@ -274,18 +274,18 @@ def test_types_are_left_out_where_a_layer_has_them_not(load, caplog, text, chang
 def test_activations_of_4_bits_go_with_the_weights_that_were_left_out(load, caplog):
     config = load(ulq("dst_type: INT4") + arq("dst_type: INT4"))
     assert dst_types(config, "depthwise") == ("INT8", "INT8")
-    assert dst_types(config, "pool") == ("INT4", "INT8")
+    assert dst_types(config, "pool") == ("INT4", "INT4")
     assert (
         "retrain.cfg: retrain_data_quant_config.ulq_quantize.dst_type: left out for "
         "conv1, depthwise, up_odd, fc_odd: activations are INT8 or INT16 beside INT8 weights"
     ) in caplog.messages
 
 
-def test_settings_of_weights_are_left_out_at_once_where_there_are_none(load, caplog):
+def test_only_channel_wise_is_left_out_where_there_are_no_weights(load, caplog):
     config = load("retrain_weight_quant_config { ulq_retrain { channel_wise: true } }")
-    assert weight(config, "pool") == RetrainWeightConfig(channel_wise=False)
+    assert weight(config, "pool") == RetrainWeightConfig(algo="ulq_retrain", channel_wise=False)
     assert [m for m in caplog.messages if "pool" in m] == [
-        "retrain.cfg: retrain_weight_quant_config.ulq_retrain: left out for pool: "
+        "retrain.cfg: retrain_weight_quant_config.ulq_retrain.channel_wise: left out for pool: "
         "AvgPool2d has no weights"
     ]
 
