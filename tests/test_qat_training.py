@@ -261,6 +261,32 @@ def test_evaluation_under_autocast_is_that_without(tmp_path):
         assert torch.equal(flow.model(x), wanted)
 
 
+@pytest.mark.parametrize("found", [True, False], ids=["ranges found", "before the ranges"])
+@ALGOS
+def test_compiled_training_has_the_same_losses(tmp_path, algo, found):
+    torch._dynamo.reset()
+    model, batches = example("volume")
+    flow = retrain(tmp_path, model, batches[0], edited(algo, batch_num=2))
+    if found:
+        train(flow.model, batches, steps=2)
+    other = copy.deepcopy(flow.model)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    assert train(compiled, batches, 4) == pytest.approx(train(flow.model, batches, 4), rel=1e-5)
+    for mine, theirs in zip(flow.model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        evaluated = compiled.eval()(batches[0])
+    torch.testing.assert_close(evaluated, other.eval()(batches[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_share_an_input_compile(tmp_path):
+    torch._dynamo.reset()
+    flow, batches = started(tmp_path)
+    other = copy.deepcopy(flow.model)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    assert train(compiled, batches, 2) == pytest.approx(train(flow.model, batches, 2), rel=1e-5)
+
+
 class Checkpointed(nn.Module):
     """Two convolutions on one input and one behind them, which may be computed twice."""
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..records import LayerRecord
 from .base import AmctLayer
@@ -308,17 +307,15 @@ def _out_channels(module: QuantModule) -> int:
 
 
 def _folded(weight: Tensor, bias: Tensor | None, batch_norm: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and bias with the BatchNorm in them, in float32, and the gain of each channel."""
-    tensors = (
-        weight,
-        bias,
-        batch_norm.running_mean,
-        batch_norm.running_var,
-        batch_norm.weight,
-        batch_norm.bias,
-    )
-    values: list[Any] = [None if t is None else t.detach().float() for t in tensors]
-    w, b, mean, var, gamma, beta = values
-    gain = gamma * torch.rsqrt(var + batch_norm.eps)
-    folded_weight, folded_bias = fuse_conv_bn_weights(w, b, mean, var, batch_norm.eps, gamma, beta)
-    return folded_weight.detach().to(weight.dtype), folded_bias.detach().to(weight.dtype), gain
+    """Weight and bias with the BatchNorm in them, in float32, and the gain of each channel.
+
+    torch.nn.utils.fusion makes parameters, which a compiled graph cannot have.
+    """
+    tensors = (batch_norm.running_mean, batch_norm.running_var, batch_norm.weight, batch_norm.bias)
+    mean, var, gamma, beta = (t.detach().float() for t in tensors)
+    inverse = torch.rsqrt(var + batch_norm.eps)
+    gain = gamma * inverse
+    shift = -mean if bias is None else bias.detach().float() - mean
+    folded_weight = weight.detach().float() * gain.reshape(-1, *[1] * (weight.dim() - 1))
+    folded_bias = shift * inverse * gamma + beta
+    return folded_weight.to(weight.dtype), folded_bias.to(weight.dtype), gain
