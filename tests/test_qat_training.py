@@ -340,7 +340,7 @@ def test_accumulated_gradients_are_those_of_all_batches(tmp_path):
 # ---- averages and copies ----
 
 
-@pytest.mark.parametrize("buffers", [False], ids=["parameters only"])
+@pytest.mark.parametrize("buffers", [False, True], ids=["parameters only", "with buffers"])
 @ALGOS
 def test_averaged_model_evaluates_with_averaged_parameters(tmp_path, algo, buffers):
     model, batches = example("digits")

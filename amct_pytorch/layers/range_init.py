@@ -73,12 +73,13 @@ class RangeInit(nn.Module):
     def check_done(self, clip_max: Tensor, clip_min: Tensor) -> bool:
         """Whether clips are there: from the configuration, from batches or from outside.
 
-        Outside: an average of the parameters, or a checkpoint that knows no `batches_seen`.
+        Outside: an average of the parameters (one of the buffers too has a number of batches
+        without having seen any), or a checkpoint that knows no `batches_seen`.
         """
         if not self.done:
             seen, needed = self.progress
             written = bool(clip_max > clip_min) and not self.provisional
-            self.done = seen >= needed or (seen == 0 and written)
+            self.done = seen >= needed or (self.calibrator.empty and written)
         return self.done
 
     def count(self, x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor) -> None:
