@@ -208,6 +208,8 @@ def test_options_that_cannot_be_quantized(make, error, message):
         ({"retrain_data_config": {"batch_num": 0}}, ValueError, "batch_num"),
         ({"retrain_data_config": {"batch_num": "2"}}, ValueError, "batch_num"),
         ({"retrain_data_config": {"clip_max": -1.0, "clip_min": -2.0}}, ValueError, "clip_max"),
+        ({"retrain_data_config": {"clip_max": 1.0}}, ValueError, "both of clip_max and clip_min"),
+        ({"retrain_data_config": {"clip_min": -1.0}}, ValueError, "both of clip_max and clip_min"),
         ({"retrain_data_config": {"clip_maximum": 1.0}}, ValueError, "clip_maximum"),
         ({"retrain_weight_config": {"dst_type": "INT4"}}, ValueError, "dst_type"),
         ({"retrain_weight_config": {"weights_retrain_algo": "arq"}}, ValueError, "weights_retrain"),
