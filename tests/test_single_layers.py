@@ -414,6 +414,20 @@ def test_export_has_the_factors_of_the_parameters_as_they_are(dynamo):
         torch.testing.assert_close(torch.from_numpy(run(model, x)), layer(x), rtol=1e-5, atol=1e-6)
 
 
+@EXPORTERS
+@pytest.mark.parametrize("prepare", ["nothing", "too few"])
+def test_export_before_the_ranges_are_found_is_refused(dynamo, prepare):
+    layer, x = made("Conv2d", {"retrain_data_config": {"batch_num": 2}})
+    if prepare == "too few":
+        layer(x)
+    with pytest.raises(RuntimeError) as raised:
+        exported(layer.eval(), (x,), dynamo)
+    error, text = raised.value, ""
+    while error is not None:  # the newer exporter wraps errors
+        text, error = text + str(error), error.__cause__
+    assert "it needs batch_num = 2 forwards before export" in text
+
+
 def test_int16_inputs_need_opset_21():
     """Which the newer exporter has; the older one ends before it."""
     layer, x = made("Linear", {"retrain_data_config": {"dst_type": "INT16"}})
