@@ -96,6 +96,11 @@ class IFMR:
         self._device = torch.device("cpu")
         self.certified = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether no value has been seen."""
+        return self._sketch is None and not self._batches
+
     def update(self, x: Tensor) -> None:
         """Adds the values of x: float32, float16 or bfloat16, of any shape and strides."""
         check_dtype("x", x)

@@ -76,16 +76,17 @@ class RangeInit(nn.Module):
     def check_done(self, clip_max: Tensor, clip_min: Tensor) -> bool:
         """Whether clips are there: from the configuration, from batches or from outside.
 
-        Outside: an average of the parameters, or a checkpoint that knows no `batches_seen`.
+        Outside: an average of the parameters (one of the buffers too has a number of batches
+        without having seen any), or a checkpoint that knows no `batches_seen`.
         """
         if not self.done:
             seen, needed = self.progress
             written = bool(clip_max > clip_min) and not self.provisional
-            self.done = seen >= needed or (seen == 0 and written)
+            self.done = seen >= needed or (self.calibrator.empty and written)
         return self.done
 
-    def count(self, x: Tensor, clip_max: Tensor, clip_min: Tensor) -> None:
-        """The body of the op."""
+    def count(self, x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor) -> None:
+        """The body of the op, which writes its arguments: a compiled graph puts in copies."""
         if self.done or _recomputing() or self._shown_before(x):
             return
         if self.check_done(clip_max, clip_min):
@@ -96,11 +97,11 @@ class RangeInit(nn.Module):
             _set_extremes(x, clip_max, clip_min)
             self.provisional = True
             return
+        seen = int(batches_seen) + 1
         try:
             self.calibrator.update(x)
-            self.batches_seen += 1
-            seen, needed = self.progress
-            if seen < needed:
+            batches_seen.fill_(seen)
+            if seen < self.options.batch_num:
                 _set_extremes(x, clip_max, clip_min)
                 return
             if together:
@@ -108,8 +109,8 @@ class RangeInit(nn.Module):
             scale, _ = self.calibrator.compute()
         except RuntimeError as error:
             raise RuntimeError(
-                f"{self.name}: no range can be found for its input: {error} (batch "
-                f"{int(self.batches_seen) + 1} of {self.options.batch_num})"
+                f"{self.name}: no range can be found for its input: {error} (batch {seen} of "
+                f"{self.options.batch_num})"
             ) from error
         half = 2 ** (self.options.num_bits - 1)
         clip_max.copy_(scale * (half - 1))
@@ -179,7 +180,7 @@ def _register(module: RangeInit) -> int:
 def _observe_range(
     x: Tensor, clip_max: Tensor, clip_min: Tensor, batches_seen: Tensor, handle: Tensor
 ) -> None:
-    _MODULES[int(handle)].count(x, clip_max, clip_min)
+    _MODULES[int(handle)].count(x, clip_max, clip_min, batches_seen)
 
 
 @_observe_range.register_fake

@@ -48,6 +48,8 @@ class QuantizedInputs(LearnedRange, Processed):
             self._check_exportable(prefix)
             scale, offset = (getattr(self, f"{prefix}_{n}") for n in ("scale", "offset_deploy"))
             return quantize_dequantize(x, scale, offset, None)
+        if torch.compiler.is_exporting():  # the newer exporter tries again in other ways
+            self._check_found(prefix)
         self.observe_input(x, prefix)
         if self.training:
             return self.quantize_input(x, prefix)
@@ -78,14 +80,17 @@ class QuantizedInputs(LearnedRange, Processed):
         getattr(self, f"{prefix}_offset_deploy").copy_(offset)
 
     def _check_exportable(self, prefix: str) -> None:
+        self._check_found(prefix)
+        if self.training:
+            raise RuntimeError(f"{type(self).__name__}: call model.eval() before torch.onnx.export")
+
+    def _check_found(self, prefix: str) -> None:
         name, init = type(self).__name__, self.range_init(prefix)
         if not init.done:
             raise RuntimeError(
                 f"{name}: there are no quantization factors yet: it needs batch_num = "
                 f"{init.options.batch_num} forwards before export"
             )
-        if self.training:
-            raise RuntimeError(f"{name}: call model.eval() before torch.onnx.export")
 
 
 class QuantizedForm(QuantizedInputs):

@@ -91,7 +91,7 @@ asymmetric=True)
         return ModuleConfig.model_validate(_without_none(given))
     except ValidationError as error:
         found = problems_of(error, _KEYS)
-        parts = [(part,) for part in _PARTS]
+        parts = [(part,) for part in _PARTS if not isinstance(given.get(part), Mapping)]
         fail(f"{source}: config", [replace(p, wrong_type=p.location in parts) for p in found])
 
 
