@@ -54,7 +54,8 @@ class Retrained(AmctLayer):
 
     quant_module: Any
     options: RetrainOptions
-    shift_search: ShiftSearch | None = None
+    # Without a value here: one in the class would hide the module in an instance.
+    shift_search: ShiftSearch | None
 
     @property
     def sub_module(self) -> nn.Module:
@@ -160,7 +161,8 @@ class RetrainedLayer(Retrained):
         if options.shift_n and options.weight is not None:
             per_channel = options.weight.channel_wise or batch_norm is not None
             channels = _out_channels(self.quant_module) if per_channel else 1
-            self.shift_search = ShiftSearch(channels, options.range.batch_num)
+            search = ShiftSearch(channels, options.range.batch_num)
+            self.shift_search = search.to(self.quant_module.weight.device)
 
     def ranges(self) -> list[tuple[LearnedRange, str]]:
         return [(self.quant_module.range_owner, "acts")]
@@ -264,6 +266,7 @@ class RetrainedRecurrent(Retrained):
     def __init__(self, name: str, module: nn.Module, options: RetrainOptions) -> None:
         super().__init__(name)
         self.options = options
+        self.shift_search = None
         self.quant_module = QuantRecurrent(name, module, options)
 
     def ranges(self) -> list[tuple[LearnedRange, str]]:
