@@ -10,6 +10,7 @@ seen together. Process 0 evaluates and saves. One GPU for each process, or CPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
@@ -88,7 +89,10 @@ def main() -> None:
                 "fake_quant ONNX": str(folder / "digits_fake_quant_model.onnx"),
             }
         )
-    del parallel  # holds the process group, whose threads must end before Python does
+    # What holds the process group keeps its threads, which must end before Python does.
+    del parallel
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
