@@ -28,7 +28,7 @@ HAS_TORCH := from importlib.metadata import version; \
   raise SystemExit(tuple(map(int, version("torch").split(".")[:2])) < (2, 10))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo auto test lint cuda-check bench proto clean
+.PHONY: help venv demo auto qat qat-ddp test lint cuda-check bench proto clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -40,6 +40,12 @@ demo: $(STAMPS)/package  ## quantize a digits classifier and compare the results
 
 auto: $(STAMPS)/package  ## find the layer of a digits classifier that must stay float
 	@$(RUN) python examples/auto_calibration_digits.py
+
+qat: $(STAMPS)/package  ## train a digits classifier to be quantized and compare the results
+	@$(RUN) python examples/qat_digits.py
+
+qat-ddp: $(STAMPS)/package  ## the same training in two processes
+	@$(RUN) torchrun --nproc_per_node=2 examples/qat_ddp.py
 
 test: $(STAMPS)/package  ## run the whole test suite
 	@$(RUN) python -m pytest

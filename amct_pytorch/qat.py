@@ -95,8 +95,8 @@ def create_quant_retrain_model(
         opset_version: the ONNX opset to trace with, 11 to 23.
 
     Raises RuntimeError for a model that was processed before, is wrapped in
-    DistributedDataParallel or cannot be copied, TypeError for weights that are neither float32,
-    float16 nor bfloat16, and what reading the configuration raises.
+    DistributedDataParallel or cannot be copied, TypeError for weights that are neither float32 nor
+    float16, and what reading the configuration raises.
 
     Example::
 

@@ -4,12 +4,13 @@
 
 Each process trains on its own share of the images. The model gets its quantizers first and is
 wrapped in DistributedDataParallel second; the first clip ranges come from what all processes have
-seen together. Process 0 evaluates and saves.
+seen together. Process 0 evaluates and saves. One GPU for each process, or CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     amct.set_logging_level("error", "error")
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     dist.init_process_group("nccl" if cuda else "gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
@@ -75,6 +76,7 @@ def main() -> None:
     parameters = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     gathered = [torch.empty_like(parameters) for _ in range(size)]
     dist.all_gather(gathered, parameters)
+    agree = all(map(parameters.equal, gathered))
     if rank == 0:
         images, labels = data.test_images.to(device), data.test_labels
         trained = run_torch(model.eval(), images).cpu()
@@ -83,10 +85,14 @@ def main() -> None:
             {
                 "top-1, float model": f"{top1(run_torch(float_model, images).cpu(), labels):.2%}",
                 f"top-1, trained by {size} processes": f"{top1(trained, labels):.2%}",
-                "parameters agree in all processes": str(all(map(parameters.equal, gathered))),
+                "parameters agree in all processes": "yes" if agree else "no",
                 "fake_quant ONNX": str(folder / "digits_fake_quant_model.onnx"),
             }
         )
+    # What holds the process group keeps its threads, which must end before Python does.
+    del parallel
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -9,11 +9,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_example(name: str, folder: Path) -> dict[str, str]:
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def run_example(name: str, folder: Path, *launcher: str) -> dict[str, str]:
     """The rows that an example prints, run in `folder`."""
     script = ROOT / "examples" / name
     done = subprocess.run(
-        [sys.executable, script, "--quick", "--output-dir", "out"],
+        [sys.executable, *launcher, script, "--quick", "--output-dir", "out"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -31,6 +34,16 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return run_example("auto_calibration_digits.py", tmp_path_factory.mktemp("auto_calibration"))
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return run_example("qat_digits.py", tmp_path_factory.mktemp("qat_digits"))
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return run_example("qat_ddp.py", tmp_path_factory.mktemp("qat_ddp"), *TWO_PROCESSES)
 
 
 def percent(value: str) -> float:
@@ -76,3 +89,29 @@ def test_onnx_has_the_accuracy_that_the_result_reports(search: dict[str, str]) -
     assert percent(search["top-1, result"]) >= percent(search["top-1, float model"]) - 1
     for row in ("fake_quant ONNX", "deploy ONNX", "report"):
         assert (Path(search["folder"]) / search[row]).stat().st_size > 0
+
+
+def test_training_with_8_bits_costs_at_most_half_a_percent(training: dict[str, str]) -> None:
+    trained = percent(training["top-1, 8-bit weights, trained, fake_quant ONNX"])
+    assert trained >= percent(training["top-1, float model"]) - 0.5
+
+
+@pytest.mark.parametrize("row", ["top-1", "test loss"])
+def test_training_with_4_bit_weights_beats_calibration(training: dict[str, str], row: str) -> None:
+    before = percent(training[f"{row}, 4-bit weights, not trained"])
+    after = percent(training[f"{row}, 4-bit weights, trained, fake_quant ONNX"])
+    assert after > before if row == "top-1" else after < before
+
+
+@pytest.mark.parametrize("weights", ["8-bit weights", "4-bit weights"])
+def test_trained_model_and_its_onnx_agree(training: dict[str, str], weights: str) -> None:
+    assert training[f"all predictions agree, {weights}"] == "yes"
+    plot = Path(training["folder"]) / training[f"learned ranges, {weights}"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_processes_train_one_model(parallel: dict[str, str]) -> None:
+    assert parallel["parameters agree in all processes"] == "yes"
+    trained = percent(parallel["top-1, trained by 2 processes"])
+    assert trained >= percent(parallel["top-1, float model"]) - 0.5
+    assert (Path(parallel["folder"]) / parallel["fake_quant ONNX"]).stat().st_size > 0

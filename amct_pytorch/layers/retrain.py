@@ -160,7 +160,8 @@ class RetrainedLayer(Retrained):
         if options.shift_n and options.weight is not None:
             per_channel = options.weight.channel_wise or batch_norm is not None
             channels = _out_channels(self.quant_module) if per_channel else 1
-            self.shift_search = ShiftSearch(channels, options.range.batch_num)
+            search = ShiftSearch(channels, options.range.batch_num)
+            self.shift_search = search.to(self.quant_module.weight.device)
 
     def ranges(self) -> list[tuple[LearnedRange, str]]:
         return [(self.quant_module.range_owner, "acts")]
