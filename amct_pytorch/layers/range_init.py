@@ -42,7 +42,6 @@ class RangeInit(nn.Module):
     """
 
     batches_seen: Tensor
-    handle: Tensor
 
     def __init__(self, name: str, options: RangeOptions) -> None:
         super().__init__()
@@ -55,8 +54,9 @@ class RangeInit(nn.Module):
         self.readers = 1  # layers that share the input: each shows it once
         self._newest: Tensor | None = None
         self._reads = 0
-        # A tensor: as a number it would be a constant of compiled code, one for each model.
-        self.register_buffer("handle", torch.tensor(_register(self)), persistent=False)
+        # A tensor: as a number it would be a constant of compiled code, one for each model. Not a
+        # buffer: what copies buffers between models (an average, another rank) would mix them up.
+        self.handle = _register(self)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -158,7 +158,7 @@ class RangeInit(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.handle = self.handle.new_tensor(_register(self))
+        self.handle = _register(self)
 
 
 # An op takes tensors and numbers only: it finds its module by a number.
@@ -166,10 +166,10 @@ _MODULES: weakref.WeakValueDictionary[int, RangeInit] = weakref.WeakValueDiction
 _NUMBERS = itertools.count()
 
 
-def _register(module: RangeInit) -> int:
+def _register(module: RangeInit) -> Tensor:
     number = next(_NUMBERS)
     _MODULES[number] = module
-    return number
+    return torch.tensor(number, device="cpu")
 
 
 @torch.library.custom_op(
