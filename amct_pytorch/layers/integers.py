@@ -91,8 +91,9 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def activation_codes(x: Tensor, scale: Tensor, offset: Tensor, num_bits: int) -> Tensor:
-    """Codes of `x` without their offset, as float32."""
-    return dequantize(quantize(x, scale, offset, num_bits), torch.ones_like(scale), offset)
+    """Codes of `x` without their offset, as float32; NaN where `x` is."""
+    codes = dequantize(quantize(x, scale, offset, num_bits), torch.ones_like(scale), offset)
+    return torch.where(x.isnan(), torch.nan, codes)
 
 
 def weight_codes(module: Any, weight: Tensor, factors: Factors) -> Tensor:

@@ -42,7 +42,6 @@ class RangeInit(nn.Module):
     """
 
     batches_seen: Tensor
-    handle: Tensor
 
     def __init__(self, name: str, options: RangeOptions) -> None:
         super().__init__()
@@ -168,10 +167,10 @@ _MODULES: weakref.WeakValueDictionary[int, RangeInit] = weakref.WeakValueDiction
 _NUMBERS = itertools.count()
 
 
-def _register(module: RangeInit) -> int:
+def _register(module: RangeInit) -> Tensor:
     number = next(_NUMBERS)
     _MODULES[number] = module
-    return number
+    return torch.tensor(number, device="cpu")
 
 
 @torch.library.custom_op(
