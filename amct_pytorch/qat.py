@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -276,10 +277,19 @@ def _check_config(
             "configuration that the model was created with"
         )
     for name, layer in layers.items():
-        expected = retrain_options(config, config.layers[name], facts.layers[name])
-        found = layer.options
-        if expected != found:
-            raise RuntimeError(
-                f"{source}: {name}: asks for {expected}, the model has {found}; save with the "
-                "configuration that the model was created with"
-            )
+        asked = asdict(retrain_options(config, config.layers[name], facts.layers[name]))
+        found = asdict(layer.options)
+        for key, value in asked.items():
+            if value != found[key]:
+                raise RuntimeError(
+                    f"{source}: {name}: asks for {key} {_unlike(value, found[key])}, the model has "
+                    f"{_unlike(found[key], value)}; save with the configuration that the model was "
+                    "created with"
+                )
+
+
+def _unlike(one: Any, other: Any) -> Any:
+    """What of a value is not the same in another."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return one
+    return {key: value for key, value in one.items() if value != other[key]}

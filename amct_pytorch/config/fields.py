@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
@@ -55,4 +55,9 @@ def _only_float(value: object) -> object:
     return value
 
 
+# Far enough from the ends of float32 that the width of a clip range is finite and not zero.
+_LEAST, _MOST = 2.0**-126, 2.0**126
+_HELD = where(lambda c: _LEAST <= abs(c) <= _MOST, f"a magnitude from {_LEAST:.3g} to {_MOST:.3g}")
+ClipMax = Annotated[float, where(lambda c: c > 0, "a number above 0"), _HELD]
+ClipMin = Annotated[float, where(lambda c: c < 0, "a number below 0"), _HELD]
 ONLY_FLOAT = BeforeValidator(_only_float)  # where 1 is a mistake for 1.0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from .fields import ONLY_FLOAT, Strict, where
+from .fields import ONLY_FLOAT, ClipMax, ClipMin, Strict
 from .problems import wrong_value
 
 _BITS = {"INT4": 4, "INT8": 8, "INT16": 16}
@@ -17,8 +17,8 @@ class RetrainDataConfig(Strict):
 
     algo: Literal["ulq_quantize"] = "ulq_quantize"
     # Where the clip values start; found from the first batches if there are none.
-    clip_max: Annotated[float, where(lambda c: c > 0, "a number above 0"), ONLY_FLOAT] | None = None
-    clip_min: Annotated[float, where(lambda c: c < 0, "a number below 0"), ONLY_FLOAT] | None = None
+    clip_max: Annotated[ClipMax, ONLY_FLOAT] | None = None
+    clip_min: Annotated[ClipMin, ONLY_FLOAT] | None = None
     fixed_min: bool | None = None  # whether clip_min stays 0; None: decided from the graph
     dst_type: Literal["INT4", "INT8", "INT16"] = "INT8"
 

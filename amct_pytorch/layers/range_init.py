@@ -56,7 +56,7 @@ class RangeInit(nn.Module):
         self._reads = 0
         # A tensor: a number would be a constant of compiled code, one for each model. No buffer:
         # averaging of models and DistributedDataParallel copy those.
-        self.handle = torch.tensor(_register(self))
+        self.handle = _register(self)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -159,7 +159,7 @@ class RangeInit(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.handle = torch.tensor(_register(self))
+        self.handle = _register(self)
 
 
 # An op takes tensors and numbers only: it finds its module by a number.

@@ -80,7 +80,7 @@ class Retrained(AmctLayer):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        adopt(state_dict, prefix, set(self.state_dict(prefix=prefix)))
+        adopt(state_dict, prefix, self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -350,6 +350,11 @@ REFUSED_CAPABILITIES = [
     ),
     (data("pool", dst_type="INT16"), f"16-bit activations are for {INT16}, not AvgPool2d"),
     (data("fc_plain", dst_type="INT16"), "a Linear has 16-bit activations only with a bias"),
+    (data("conv2", clip_max=1e39, clip_min=-1.0), "expected a magnitude from 1.18e-38 to 8.51e+37"),
+    (
+        data("conv2", clip_max=1e-50, clip_min=-1.0),
+        "expected a magnitude from 1.18e-38 to 8.51e+37",
+    ),
     (
         weight("fc", channel_wise=True),
         "fc.retrain_weight_config.channel_wise: expected false, got true: one scale per channel is "

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ....config.fields import Strict, where
+from ....config.fields import ClipMax, ClipMin, Strict, where
 from ....config.problems import fail, problems_of, wrong_value
 
 _BITS = {"INT8": 8, "INT16": 16}
@@ -25,8 +25,8 @@ class DataConfig(_Settings):
     dst_type: Literal["INT8", "INT16"] = "INT8"
     batch_num: Annotated[int, where(lambda n: n > 0, "an integer above 0")] = 1
     fixed_min: bool = False
-    clip_max: Annotated[float, where(lambda c: c > 0, "a number above 0")] | None = None
-    clip_min: Annotated[float, where(lambda c: c < 0, "a number below 0")] | None = None
+    clip_max: ClipMax | None = None
+    clip_min: ClipMin | None = None
     asymmetric: bool = True
 
     @model_validator(mode="after")
