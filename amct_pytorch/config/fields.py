@@ -55,9 +55,13 @@ def _only_float(value: object) -> object:
     return value
 
 
+def _is_held(clip: float) -> bool:
+    return _LEAST <= abs(clip) <= _MOST
+
+
 # Far enough from the ends of float32 that the width of a clip range is finite and not zero.
 _LEAST, _MOST = 2.0**-126, 2.0**126
-_HELD = where(lambda c: _LEAST <= abs(c) <= _MOST, f"a magnitude from {_LEAST:.3g} to {_MOST:.3g}")
+_HELD = where(_is_held, f"a magnitude from {_LEAST:.3g} to {_MOST:.3g}")
 ClipMax = Annotated[float, where(lambda c: c > 0, "a number above 0"), _HELD]
 ClipMin = Annotated[float, where(lambda c: c < 0, "a number below 0"), _HELD]
 ONLY_FLOAT = BeforeValidator(_only_float)  # where 1 is a mistake for 1.0
