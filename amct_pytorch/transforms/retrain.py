@@ -19,9 +19,9 @@ from ..layers.replace import replace_module
 from ..layers.retrain import (
     Retrained,
     RetrainedLayer,
-    RetrainedRecurrent,
     RetrainOptions,
 )
+from ..layers.retrain_recurrent import RetrainedRecurrent
 from ..records import LayerRecord
 
 FLOATING = (torch.float32, torch.float16)
