@@ -62,7 +62,7 @@ def test_the_headline_says_whether_the_metric_holds(satisfied, headline):
         "6 of 7 1 rolled back, 0 left float",
         "Share of MACs quantized 90 %",
         "49.4 kB → 13 kB 26.4 % of the float size",
-        "5 of 6 planned 2 calibrations, 1 evaluations resumed",
+        "5 of 6 planned 2 calibrations, 1 evaluation resumed",
         "12.0 s 66.7 % in your evaluation, 8.3 % in calibration, 25 % in the tool",
         "0 torch simulation against ONNX Runtime on input_data",
     ],
