@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection
 from typing import Any
 
 import torch
 
+EXTRA = "_extra_state"  # what a module's get_extra_state returns, of any type
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
@@ -19,10 +19,13 @@ def load_checkpoint(path: str, name: str | None) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # of many kinds, some of which say nothing of the file
+        reason = (str(error).splitlines() or [""])[0][:60]
         raise RuntimeError(
             f"{path}: expected what torch.save(model.state_dict(), ...) wrote, got a file that "
-            f"cannot be read as tensors and numbers ({error})"
+            f"cannot be read as tensors and numbers ({type(error).__name__}: {reason})"
         ) from error
     if name is not None:
         if not isinstance(content, dict) or name not in content:
@@ -30,7 +33,7 @@ def load_checkpoint(path: str, name: str | None) -> dict[str, Any]:
             raise KeyError(f"{path}: state_dict_name {name!r} is missing; the file has {keys}")
         content = content[name]
     if not isinstance(content, dict) or not all(
-        isinstance(v, torch.Tensor) for v in content.values()
+        isinstance(value, torch.Tensor) or key.endswith(EXTRA) for key, value in content.items()
     ):
         found = f"keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
         raise RuntimeError(

@@ -153,7 +153,14 @@ def restore_quant_retrain_model(
     retrained = create_quant_retrain_model(
         config_file, model, record_file, input_data, opset_version=opset_version
     )
-    retrained.load_state_dict(without_wrappers(state, retrained.state_dict().keys()))
+    state = without_wrappers(state, retrained.state_dict().keys())
+    try:
+        retrained.load_state_dict(state)
+    except RuntimeError as error:
+        hint = "it fits another model or configuration"
+        if state.keys() == model.state_dict().keys():
+            hint = "it is that of the float model: load it before create_quant_retrain_model"
+        raise RuntimeError(f"{pth_file}: {hint}: {error}") from error
     progress_of(retrained_layers(retrained))  # tells the layers that need no more batches
     return retrained
 

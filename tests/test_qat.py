@@ -499,14 +499,59 @@ def test_checkpoint_of_another_model(tmp_path):
         flow.restore(tmp_path / "b.pth")
 
 
-def test_missing_and_unreadable_checkpoints(tmp_path):
+def test_a_checkpoint_of_the_float_model_is_called_one(tmp_path):
     model, batches = small()
     flow = retrain(tmp_path, model, batches[0])
-    with pytest.raises(FileNotFoundError):
+    torch.save(model.state_dict(), tmp_path / "float.pth")
+    with pytest.raises(RuntimeError, match="float.pth: it is that of the float model: load it bef"):
+        flow.restore(tmp_path / "float.pth")
+
+
+class Noted(nn.Module):
+    """A module with a state that is no tensor."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.note = layer, "new"
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def get_extra_state(self):
+        return {"note": self.note}
+
+    def set_extra_state(self, state):
+        self.note = state["note"]
+
+
+def test_state_of_the_users_modules_that_is_no_tensor_is_restored(tmp_path):
+    model, batches = small()
+    flow = retrain(tmp_path, Noted(model).eval(), batches[0])
+    flow.model.note = "saved"
+    torch.save(flow.model.state_dict(), tmp_path / "state.pth")
+    assert flow.restore(tmp_path / "state.pth").note == "saved"
+
+
+def test_a_missing_checkpoint(tmp_path):
+    model, batches = small()
+    flow = retrain(tmp_path, model, batches[0])
+    with pytest.raises(FileNotFoundError, match="nothing.pth"):
         flow.restore(tmp_path / "nothing.pth")
-    (tmp_path / "text.pth").write_text("weights")
-    with pytest.raises(RuntimeError, match="text.pth"):
-        flow.restore(tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize("damage", ["text", "nothing", "cut", "whole model"])
+def test_an_unreadable_checkpoint_is_named(tmp_path, damage):
+    model, batches = small()
+    flow = retrain(tmp_path, model, batches[0])
+    path = tmp_path / "state.pth"
+    torch.save(flow.model if damage == "whole model" else flow.model.state_dict(), path)
+    written = path.read_bytes()
+    half = written[: len(written) // 2]
+    path.write_bytes({"text": b"weights", "nothing": b"", "cut": half}.get(damage, written))
+    with pytest.raises(
+        RuntimeError, match=r"state.pth: expected what torch.save\(model.state_dict"
+    ):
+        flow.restore(path)
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2])
