@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import load_checkpoint, without_wrappers
 from .config.retrain import RetrainConfig
@@ -62,6 +63,7 @@ def create_quant_retrain_config(
     )
     check_file_name(config_file, "config_file")
     check_writable(config_file)
+    _check_not_wrapped(model)
     options = ExportOptions(opset_version=opset_version)
     _, facts = capture_model(copy_model(model, required=False), input_data, options, recurrent=True)
     if config_defination is None:
@@ -95,9 +97,9 @@ def create_quant_retrain_model(
         input_data: as for `create_quant_retrain_config`.
         opset_version: the ONNX opset to trace with, 11 to 23.
 
-    Raises RuntimeError for a model that was processed before, is wrapped in
-    DistributedDataParallel or cannot be copied, TypeError for weights that are neither float32 nor
-    float16, and what reading the configuration raises.
+    Raises RuntimeError for a model that was processed before, is wrapped (DistributedDataParallel,
+    torch.compile, AveragedModel) or cannot be copied, TypeError for weights that are neither
+    float32 nor float16, and what reading the configuration raises.
 
     Example::
 
@@ -111,7 +113,7 @@ def create_quant_retrain_model(
     options = ExportOptions(opset_version=opset_version)
     _check_config_exists(config_file)
     check_writable(record_file)
-    _check_not_parallel(model)
+    _check_not_wrapped(model)
     model = copy_model(model)
     _, facts = capture_model(model, input_data, options, recurrent=True)
     insert_quantizers(model, facts, RetrainConfig.load(config_file, facts))
@@ -185,7 +187,7 @@ def save_quant_retrain_model(
     Args:
         config_file: the configuration that `model` was created with.
         model: what `create_quant_retrain_model` or `restore_quant_retrain_model` returned, after
-            training; also inside DistributedDataParallel or torch.compile.
+            training; also inside DistributedDataParallel, torch.compile or AveragedModel.
         record_file: the record to write.
         save_path: `folder/prefix`; writes `<prefix>_deploy_model.onnx` and
             `<prefix>_fake_quant_model.onnx` (no prefix: `deploy_model.onnx`, ...).
@@ -227,20 +229,27 @@ def save_quant_retrain_model(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    while isinstance(model, _PARALLEL) or hasattr(model, "_orig_mod"):
-        model = model.module if isinstance(model, _PARALLEL) else model._orig_mod  # type: ignore[assignment]
+    """The model inside DistributedDataParallel, torch.compile and AveragedModel."""
+    while attribute := _holder(model):
+        model = getattr(model, attribute)
     return model
 
 
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
-def _check_not_parallel(model: nn.Module) -> None:
-    if isinstance(model, _PARALLEL):
+def _holder(model: nn.Module) -> str | None:
+    """The attribute in which a wrapper holds its model; None: `model` is no wrapper."""
+    if isinstance(model, _WRAPPERS):
+        return "module"
+    return "_orig_mod" if hasattr(model, "_orig_mod") else None
+
+
+def _check_not_wrapped(model: nn.Module) -> None:
+    if attribute := _holder(model):
         raise RuntimeError(
             f"the model is wrapped in {type(model).__name__}: create first and wrap second, pass "
-            "model.module"
+            f"model.{attribute}"
         )
 
 
