@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 EXTRA = "_extra_state"  # what a module's get_extra_state returns, of any type
+COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its module
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
@@ -48,6 +49,7 @@ def without_wrappers(state: dict[str, Any], names: Collection[str]) -> dict[str,
 
     A layer may have the name of a wrapper: where a name fits, nothing is taken off.
     """
+    state = {k: v for k, v in state.items() if k != COUNT or k in names}
     for prefix in WRAPPERS:
         if state and all(k.startswith(prefix) and k not in names for k in state):
             return without_wrappers({k.removeprefix(prefix): v for k, v in state.items()}, names)

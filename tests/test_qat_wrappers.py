@@ -40,3 +40,13 @@ def test_a_wrapped_trained_model_is_saved(tmp_path, wrap):
     flow.model.train()(DATA)
     flow.save(wrap(flow.model))
     assert torch.equal(flow.run_fake_quant(DATA), flow.model.eval()(DATA).detach())
+
+
+def test_the_state_of_an_averaged_model_is_restored(tmp_path):
+    flow = retrain(tmp_path, net(), DATA)
+    flow.model.train()(DATA)
+    averaged = AveragedModel(flow.model, use_buffers=True)
+    averaged.update_parameters(flow.model)
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pth")
+    restored = flow.restore(tmp_path / "averaged.pth")
+    assert torch.equal(restored.eval()(DATA), averaged.eval()(DATA))

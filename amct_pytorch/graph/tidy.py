@@ -9,8 +9,9 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from .padding import fold_pad, write_out_padding
-from .site import constant_of
+from .site import LAYER_OPS, constant_of
 
+READERS = (*LAYER_OPS, "Transpose", "Identity", "Shape")  # that read a weight as such
 MOST_FILLED = 1024  # elements of a constant that a ConstantOfShape may become
 
 
@@ -20,7 +21,10 @@ def tidy(model: ir.Model) -> None:
     write_out_padding(model.graph)
     _drop_exporter_notes(model)
     common.ShapeInferencePass()(model)
-    fold_constants(model, onnx_shape_inference=False, should_fold=_should_fold)
+    weights = _weights(model.graph)
+    fold_constants(
+        model, onnx_shape_inference=False, should_fold=lambda node: _should_fold(node, weights)
+    )
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -53,8 +57,27 @@ def _separate_equal_initializers(graph: ir.Graph) -> None:
         graph.register_initializer(own)
 
 
-def _should_fold(node: ir.Node) -> bool | None:
-    """Small fills too, which stand in the padding that the older exporter writes; None: as ever."""
+def _weights(graph: ir.Graph) -> set[ir.Value]:
+    """The initializers that are weights of layers."""
+    found = set()
+    for node in graph:
+        value = node.inputs[1] if node.op_type in LAYER_OPS and len(node.inputs) > 1 else None
+        while value is not None and not value.is_initializer():
+            producer = value.producer()
+            transposes = producer is not None and producer.op_type in ("Transpose", "Identity")
+            value = producer.inputs[0] if producer is not None and transposes else None
+        if value is not None:
+            found.add(value)
+    return found
+
+
+def _should_fold(node: ir.Node, weights: set[ir.Value]) -> bool | None:
+    """Small fills too, which stand in the padding that the older exporter writes; None: as ever.
+
+    What forward computes of a layer's weight is not: a weight that is quantized changes it.
+    """
+    if node.op_type not in READERS and any(value in weights for value in node.inputs):
+        return False
     shape = constant_of(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
     return True if shape is not None and math.prod(shape.tolist()) <= MOST_FILLED else None
 

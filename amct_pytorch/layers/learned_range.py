@@ -75,25 +75,27 @@ class LearnedRange(nn.Module):
             options.num_bits,
             fixed_min=options.fixed_min,
             asymmetric=options.asymmetric,
-            previous=(clips.previous_maximum, clips.previous_minimum),
+            previous=(clips.previous_maximum.float(), clips.previous_minimum.float()),
         )
         if not self.training:
             return y
         with torch.no_grad():
             used = [maximum, minimum, maximum, minimum, scale, offset]
-            torch._foreach_copy_(list(clips), [value.to(torch.float32) for value in used])
+            torch._foreach_copy_(
+                list(clips), [value.to(kept.dtype) for value, kept in zip(used, clips, strict=True)]
+            )
         return y
 
     def range_factors(self, prefix: str = "acts") -> tuple[Tensor, Tensor]:
         """(scale, offset) of the present clips; nothing is changed."""
         clips, options = self.clips(prefix), self.range_init(prefix).options
         scale, offset, _, _ = ulq_factors(
-            clips.maximum.detach(),
-            clips.minimum.detach(),
+            clips.maximum.detach().float(),
+            clips.minimum.detach().float(),
             options.num_bits,
             fixed_min=options.fixed_min,
             asymmetric=options.asymmetric,
-            previous=(clips.previous_maximum, clips.previous_minimum),
+            previous=(clips.previous_maximum.float(), clips.previous_minimum.float()),
         )
         return scale, offset
 

@@ -78,7 +78,11 @@ class LearnedWeight(nn.Module):
                     scales.copy_(first)
                 setattr(self, f"{prefix}_started", True)
         return ulq_scale(
-            weight, scales, options.num_bits, reciprocal=options.reciprocal, **options.layout
+            weight,
+            scales.float(),
+            options.num_bits,
+            reciprocal=options.reciprocal,
+            **options.layout,
         )
 
     @torch.no_grad()
@@ -88,7 +92,7 @@ class LearnedWeight(nn.Module):
         if not options.learned:
             return _extremes(weight, options)
         started = getattr(self, f"{prefix}_started")
-        stored = getattr(self, f"{prefix}_scales").detach()
+        stored = getattr(self, f"{prefix}_scales").detach().float()
         scales = stored if started else self._learned(weight, options, prefix)
         scales = scales.reciprocal() if options.reciprocal else scales
         return scales.clamp(min=SCALE_FLOOR)
@@ -105,8 +109,8 @@ class LearnedWeight(nn.Module):
 
     def _learned(self, weight: Tensor, options: WeightOptions, prefix: str) -> Tensor:
         """The learned scales, or where there are none yet those of the extremes."""
-        scales: Tensor = getattr(self, f"{prefix}_scales").detach()
-        fresh = (scales == getattr(self, f"{prefix}_initial")) | ~scales.isfinite()
+        scales: Tensor = getattr(self, f"{prefix}_scales").detach().float()
+        fresh = (scales == getattr(self, f"{prefix}_initial").float()) | ~scales.isfinite()
         return torch.where(fresh, _extremes(weight, options), scales)
 
 

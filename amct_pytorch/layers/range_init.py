@@ -7,6 +7,7 @@ model can be compiled whole before it has seen a batch; the calibrator behind it
 from __future__ import annotations
 
 import itertools
+import logging
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..calibrators import IFMR
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class RangeInit(nn.Module):
         self.readers = 1  # layers that share the input: each shows it once
         self._newest: Tensor | None = None
         self._reads = 0
+        self._largest = 0.0  # magnitude seen
         # A tensor: a number would be a constant of compiled code, one for each model. No buffer:
         # averaging of models and DistributedDataParallel copy those.
         self.handle = _register(self)
@@ -99,6 +103,7 @@ class RangeInit(nn.Module):
         seen = int(batches_seen) + 1
         try:
             self.calibrator.update(x)
+            self._largest = max(self._largest, float(x.abs().amax()))
             batches_seen.fill_(seen)
             if seen < self.options.batch_num:
                 _set_extremes(x, clip_max, clip_min)
@@ -112,11 +117,26 @@ class RangeInit(nn.Module):
                 f"{self.options.batch_num})"
             ) from error
         half = 2 ** (self.options.num_bits - 1)
+        if self._largest * 2 < float(scale):  # the scale that stands for an empty range
+            self._warn_of_nothing_seen()
+            scale = scale / (half - 1)
         clip_max.copy_(scale * (half - 1))
         clip_min.copy_(scale * -half)
         self.calibrator.reset()
         self._newest = None
         self.done = True
+
+    def _warn_of_nothing_seen(self) -> None:
+        what = (
+            "zero" if self._largest == 0 else f"{self._largest:.3g} at most, too small for a scale"
+        )
+        logger.warning(
+            "%s: its input was %s in the first %d batches, so its range starts at [-1, 1]; give "
+            "clip_max and clip_min in the configuration if that is far from what will come",
+            self.name,
+            what,
+            self.options.batch_num,
+        )
 
     def _shown_before(self, x: Tensor) -> bool:
         """Whether another reader of this input has shown it in the same forward."""

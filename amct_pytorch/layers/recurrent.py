@@ -168,6 +168,8 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
 
 def initial_state(name: str, module: Any, x: Tensor, hx: Any) -> State:
     """The state that a call begins with, zeros for None; RuntimeError for an unbatched input."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected an input tensor, got {type(x).__name__}")
     if x.dim() != 3:
         raise RuntimeError(f"{name}: expected an input of 3 dimensions, got {list(x.shape)}")
     if hx is not None:

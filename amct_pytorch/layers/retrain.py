@@ -137,7 +137,7 @@ class QuantModule(LearnedRange, LearnedWeight):
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input fake-quantized, once for all layers that share it."""
         owner = self.range_owner
-        return owner.shared.get(x, self, owner.quantize_input)
+        return owner.shared.get(x, owner.clips().maximum, self, owner.quantize_input)
 
 
 class RetrainedLayer(Retrained):

@@ -23,18 +23,20 @@ class SharedInput:
         self._key: tuple[Any, ...] | None = None
         self._value: Tensor | None = None
 
-    def get(self, x: Tensor, reader: object, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    def get(
+        self, x: Tensor, clip: Tensor, reader: object, quantize: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """quantize(x), computed once for all readers of the same tensor.
 
-        A reader that asks again is in another forward, which the others may not have got to.
+        `clip` is written when the range changes. A reader that asks again is in another forward,
+        which the others may not have got to.
         """
         if self.readers == 1 or torch.compiler.is_compiling() or _recomputes():
             return quantize(x)
-        key = (x._version, torch.is_grad_enabled())
-        known = self._key is not None and self._key[0] is x and self._key[1:] == key
+        known = self._key is not None and self._key[0] is x and self._key[1:] == _state(x, clip)
         if not known or id(reader) in self._had:
             self._value = quantize(x)
-            self._key, self._had = (x, *key), set()
+            self._key, self._had = (x, *_state(x, clip)), set()
         value = self._value
         assert value is not None
         self._had.add(id(reader))
@@ -44,6 +46,12 @@ class SharedInput:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"readers": self.readers, "_had": set(), "_key": None, "_value": None}
+
+
+def _state(x: Tensor, clip: Tensor) -> tuple[Any, ...]:
+    """What changes with the values that a kept tensor came from."""
+    versions = (None if t.is_inference() else t._version for t in (x, clip))
+    return (*versions, torch.is_grad_enabled())
 
 
 def _recomputes() -> bool:

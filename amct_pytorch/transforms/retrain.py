@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -24,6 +25,8 @@ from ..layers.retrain import (
 from ..layers.retrain_recurrent import RetrainedRecurrent
 from ..records import LayerRecord
 
+logger = logging.getLogger(__name__)
+
 FLOATING = (torch.float32, torch.float16)
 
 
@@ -39,6 +42,11 @@ def insert_quantizers(model: nn.Module, facts: ModelFacts, config: RetrainConfig
         layer = facts.layers[name]
         module = model.get_submodule(name)
         _check_dtype(name, module)
+        if module._forward_hooks or module._forward_pre_hooks:
+            text = (
+                "%s: its forward hooks do not run in the model that is trained; register them there"
+            )
+            logger.warning(text, name)
         batch_norm = None
         if name in followers:
             batch_norm = model.get_submodule(followers[name])

@@ -109,6 +109,11 @@ class QuantizedForm(QuantizedInputs):
                 f"{cls.__name__}.from_float: expected a torch.nn.{cls.FLOAT.__name__}, got "
                 f"{type(mod).__name__}"
             )
+        if torch.nn.utils.parametrize.is_parametrized(mod):
+            raise TypeError(
+                f"{cls.__name__}.from_float: expected plain parameters, got parametrized ones; "
+                "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+            )
         layer = cls.__new__(cls)
         containers = (dict, set)
         for key, value in mod.__dict__.items():
