@@ -97,7 +97,6 @@ class QuantModule(LearnedRange, LearnedWeight):
     def __init__(self, name: str, replaced_module: nn.Module, options: RetrainOptions) -> None:
         super().__init__()
         self.replaced_module = replaced_module
-        self.options = options
         self.shared = SharedInput()
         # Not a submodule: parameters belong to one place. In a list, which modules do not see.
         self._range_owner = [self]
@@ -157,7 +156,7 @@ class RetrainedLayer(Retrained):
         self.shift_search = None
         if options.shift_n and options.weight is not None:
             per_channel = options.weight.channel_wise or batch_norm is not None
-            channels = _out_channels(self.quant_module) if per_channel else 1
+            channels = _out_channels(self.quant_module.weight, options.weight) if per_channel else 1
             search = ShiftSearch(channels, options.range.batch_num)
             self.shift_search = search.to(self.quant_module.weight.device)
 
@@ -195,7 +194,7 @@ class RetrainedLayer(Retrained):
         return with_gradient_of(exact, self._trained(x, size))
 
     def _deployed(self) -> _Deployed:
-        module, options = self.quant_module, self.quant_module.options
+        module, options = self.quant_module, self.options
         scale_d, offset_d = module.range_owner.range_factors()
         if options.force_fp16:
             scale_d = to_half_precision(scale_d)
@@ -220,7 +219,7 @@ class RetrainedLayer(Retrained):
         module = self.quant_module
         x = module.quantized_input(x)
         weight = None
-        if module.options.weight is not None:
+        if self.options.weight is not None:
             weight = self._signed(module.quantize_weight(self._signed(module.weight)))
         y = run_layer(module.replaced_module, x, weight, module.bias, size)
         return y if self.bn_module is None else self.bn_module(y)
@@ -246,10 +245,5 @@ class RetrainedLayer(Retrained):
         return weight * sign.reshape(-1, *[1] * (weight.dim() - 1))
 
 
-def _out_channels(module: QuantModule) -> int:
-    options = module.options.weight
-    assert options is not None
-    size: int = (
-        module.weight.shape[1] * options.groups if options.transposed else len(module.weight)
-    )
-    return size
+def _out_channels(weight: Tensor, options: WeightOptions) -> int:
+    return weight.shape[1] * options.groups if options.transposed else len(weight)
