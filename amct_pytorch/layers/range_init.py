@@ -109,7 +109,9 @@ class RangeInit(nn.Module):
                 _set_extremes(x, clip_max, clip_min)
                 return
             if together:
-                self.calibrator = _merged(self.calibrator, self.options)
+                self.calibrator, self._largest = _merged(
+                    self.calibrator, self._largest, self.options
+                )
             scale, _ = self.calibrator.compute()
         except RuntimeError as error:
             raise RuntimeError(
@@ -117,7 +119,7 @@ class RangeInit(nn.Module):
                 f"{self.options.batch_num})"
             ) from error
         half = 2 ** (self.options.num_bits - 1)
-        if self._largest * 2 < float(scale):  # the scale that stands for an empty range
+        if float(scale) == 1.0 and self._largest < 0.5:  # which stands for an empty range
             self._warn_of_nothing_seen()
             scale = scale / (half - 1)
         clip_max.copy_(scale * (half - 1))
@@ -211,17 +213,20 @@ def _new_calibrator(options: RangeOptions) -> IFMR:
     return IFMR(options.num_bits, asymmetric=False)
 
 
-def _merged(calibrator: IFMR, options: RangeOptions) -> IFMR:
-    """What the calibrators of all processes have seen, joined in the order of their ranks."""
-    states: list[Any] = [None] * dist.get_world_size()
+def _merged(calibrator: IFMR, largest: float, options: RangeOptions) -> tuple[IFMR, float]:
+    """What the calibrators of all processes have seen, joined in the order of their ranks.
+
+    With it, the largest magnitude that any has seen.
+    """
+    shares: list[Any] = [None] * dist.get_world_size()
     own = {key: tensor.cpu() for key, tensor in calibrator.state_dict().items()}
-    dist.all_gather_object(states, own)
+    dist.all_gather_object(shares, (own, largest))
     merged = _new_calibrator(options)
-    for state in states:
+    for state, _ in shares:
         other = _new_calibrator(options)
         other.load_state_dict(state)
         merged.merge(other)
-    return merged
+    return merged, max(share[1] for share in shares)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
