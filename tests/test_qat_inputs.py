@@ -80,3 +80,15 @@ def test_hooks_of_a_layer_that_will_not_run_are_told(tmp_path, caplog):
     model.b.register_forward_hook(lambda module, args, output: None)
     retrain(tmp_path, model, DATA)
     assert "b: its forward hooks do not run in the model that is trained" in caplog.text
+
+
+def test_the_default_dtype_of_the_process_plays_no_part(tmp_path):
+    model = TwoReaders().eval()
+    torch.set_default_dtype(torch.float64)
+    try:
+        retrained = retrain(tmp_path, model, DATA).model.train()
+        retrained(DATA).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert retrained.a.quant_module.acts_clip_max.dtype == torch.float32
+    assert retrained.eval()(DATA).isfinite().all()

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
-CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}  # of the weight, per-channel types only
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")
 
 

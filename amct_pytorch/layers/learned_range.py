@@ -7,6 +7,7 @@ The parameters have the names that checkpoints of the Ascend toolkit have: `acts
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,11 +35,9 @@ class LearnedRange(nn.Module):
         """Registers the tensors of one range; `name` is the layer's, for messages."""
         first = options.clips or (1.0, 1.0)  # (1, 1): not found yet, see RangeInit.check_done
         for end, value in zip(("max", "min"), first, strict=True):
-            parameter = nn.Parameter(torch.tensor(float(value)))
-            self.register_parameter(f"{prefix}_clip_{end}", parameter)
-            self.register_buffer(f"{prefix}_clip_{end}_pre", torch.tensor(float("nan")))
-        self.register_buffer(f"{prefix}_scale", torch.tensor(float("nan")))
-        self.register_buffer(f"{prefix}_offset", torch.tensor(float("nan")))
+            self.register_parameter(f"{prefix}_clip_{end}", nn.Parameter(_float32(value)))
+        for key in ("clip_max_pre", "clip_min_pre", "scale", "offset"):
+            self.register_buffer(f"{prefix}_{key}", _float32(math.nan))
         self.add_module(_init_name(prefix), RangeInit(name, options))
 
     def clips(self, prefix: str = "acts") -> Clips:
@@ -98,6 +97,10 @@ class LearnedRange(nn.Module):
             previous=(clips.previous_maximum.float(), clips.previous_minimum.float()),
         )
         return scale, offset
+
+
+def _float32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _init_name(prefix: str) -> str:

@@ -200,7 +200,7 @@ class RetrainedLayer(Retrained):
             scale_d = to_half_precision(scale_d)
         act_bits = options.range.num_bits
         if options.weight is None:
-            one = torch.ones(1, device=scale_d.device)
+            one = torch.ones_like(scale_d).reshape(1)
             factors = Factors(scale_d, offset_d, act_bits, one, 8, options.force_fp16)
             return _Deployed(None, None, factors)
         weight, bias = module.weight.detach(), module.bias

@@ -44,7 +44,7 @@ class ShiftSearch(nn.Module):
     def observe(self, sums: Tensor, axis: int) -> None:
         """Adds the errors of one batch of integer sums, whose channels are in `axis`."""
         channels = len(self.errors)
-        one = torch.ones(channels, device=sums.device)
+        one = torch.ones(channels, dtype=torch.float32, device=sums.device)
         errors = shift_errors(sums, one, axis if channels > 1 else None)
         counts = self.batches_seen < self.batch_num
         self.errors.add_(torch.where(counts, errors, 0.0))
