@@ -112,7 +112,8 @@ def quantize_model(
     have; those of a float16 model keep its type.
 
     Raises TypeError for weights or activations that are not float32, float16 or bfloat16,
-    RuntimeError for NaN or infinity in them; both name the layer. See `create_quant_config` for the others.
+    RuntimeError for NaN or infinity in them; both name the layer. See `create_quant_config` for the
+    others.
     """
     check_types(
         "quantize_model",

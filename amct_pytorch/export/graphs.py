@@ -40,6 +40,7 @@ def graph_files(
     Tensors that `modified` has in another file are in another file again.
     """
     external = has_external_data(modified)
+    _drop_repeated_inputs(modified.graph)
     ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
@@ -88,6 +89,12 @@ def model_paths(save_path: str) -> dict[str, str]:
         )
         for form in WRITERS
     }
+
+
+def _drop_repeated_inputs(graph: ir.Graph) -> None:
+    """Takes initializers from the inputs of a graph, where older models list them too."""
+    for value in [value for value in graph.inputs if value.is_initializer()]:
+        graph.inputs.remove(value)
 
 
 def _sites(model: ir.Model) -> dict[str, Site]:

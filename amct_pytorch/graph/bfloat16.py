@@ -1,7 +1,7 @@
 """A graph of a bfloat16 model in float32, which holds every value of it.
 
-Neither ONNX Runtime on a CPU nor the NPU's converter computes in bfloat16; inputs and outputs of the
-graph become float32 too.
+Neither ONNX Runtime on a CPU nor the NPU's converter computes in bfloat16; inputs and outputs of
+the graph become float32 too.
 """
 
 from __future__ import annotations
