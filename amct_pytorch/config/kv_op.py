@@ -57,9 +57,9 @@ def read_op_params(params: dict[str, Any] | None) -> OpConfig:
 
     >>> read_op_params({"act_algo": "hfmg"}).batch_num
     1
-    >>> read_op_params({"batch_num": 0})
+    >>> read_op_params({"num_bits": 4})
     Traceback (most recent call last):
-    RuntimeError: QuantCalibrationOp: quant_algo_params.batch_num: expected an integer above 0, got 0
+    RuntimeError: QuantCalibrationOp: quant_algo_params.num_bits: expected 8, got 4
     """
     try:
         return _Arguments.model_validate({"quant_algo_params": params or {}}).quant_algo_params

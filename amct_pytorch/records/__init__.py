@@ -2,6 +2,7 @@
 
 from .checks import OpType, RecordTarget
 from .file import Records
+from .kv_cache import KVCacheRecord
 from .layer import LayerRecord
 
-__all__ = ["LayerRecord", "OpType", "RecordTarget", "Records"]
+__all__ = ["KVCacheRecord", "LayerRecord", "OpType", "RecordTarget", "Records"]

@@ -1,5 +1,6 @@
 """Record files: what was learnt about each layer, as protobuf text (scale_offset_record_pytorch).
 
+An entry has the factors of a quantized layer, those of the cache that the layer fills, or both.
 While calibration runs, comment lines at the top of the file tell how far each unfinished layer is,
 so that a later step can name the layers and the batches that are missing.
 """
@@ -8,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,9 +22,8 @@ from ..files import write_files
 from ..float32 import shortest
 from ..suggest import did_you_mean
 from .checks import RecordTarget, check_record, mistake
-from .layer import FLOATS, REPEATED, LayerRecord
-
-logger = logging.getLogger(__name__)
+from .kv_cache import KVCacheRecord
+from .layer import FLOATS, LayerRecord
 
 _PROGRESS = re.compile(r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d+) of (\d+) batches')
 # What the place of a record needs: strings and comments as wholes, braces, names.
@@ -50,6 +49,8 @@ class Records(Mapping[str, LayerRecord]):
     layers: Mapping[str, LayerRecord]
     progress: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (seen, needed)
     source: str = field(default="record", compare=False)  # the file, for messages
+    kv_cache: Mapping[str, KVCacheRecord] = field(default_factory=dict)
+    prune: str = ""  # the text of what channel pruning has recorded: kept, not used
 
     def __getitem__(self, layer: str) -> LayerRecord:
         return self.layers[layer]
@@ -66,7 +67,7 @@ class Records(Mapping[str, LayerRecord]):
 
         Raises FileNotFoundError (or another OSError) if it cannot be read; RuntimeError, with the
         file, the line and the layer, if it does not parse or has no record, an entry without key
-        or value, or a key twice.
+        or factors, a key twice, or a cache with unequal numbers of scales and offsets.
         """
         with open(path, "rb") as file:
             content = file.read()
@@ -83,17 +84,18 @@ class Records(Mapping[str, LayerRecord]):
         if not message.record:
             hint = _unfinished(progress) if progress else "calibrate the model, then try again"
             raise RuntimeError(f"{source}: expected at least one record, found none; {hint}")
-        if message.prune_record:
-            logger.warning("%s: prune_record is not used here and is not kept", source)
         layers: dict[str, LayerRecord] = {}
+        kv_cache: dict[str, KVCacheRecord] = {}
         for index, entry in enumerate(message.record):
-            if not entry.key or not entry.HasField("value") or entry.key in layers:
-                raise RuntimeError(_bad_entry(source, text, index, entry))
+            if reason := _why_not_entry(entry, {*layers, *kv_cache}):
+                raise RuntimeError(_bad_entry(source, text, index, entry, reason))
+            if entry.HasField("value"):
+                layers[entry.key] = LayerRecord(**_present(entry.value))
             if entry.HasField("kv_cache_value"):
-                warning = '%s: layer "%s": kv_cache_value is not used here and is not kept'
-                logger.warning(warning, source, entry.key)
-            layers[entry.key] = _layer_record(entry.value)
-        return cls(layers, progress, source)
+                kv_cache[entry.key] = KVCacheRecord(**_present(entry.kv_cache_value))
+        del message.record[:]
+        prune = text_format.MessageToString(message, as_utf8=True)
+        return cls(layers, progress, source, kv_cache, prune)
 
     def dumps(self) -> str:
         """The text of the file: the bytes of protobuf's `text_format`, written faster."""
@@ -101,16 +103,29 @@ class Records(Mapping[str, LayerRecord]):
             f"# calibration: {json.dumps(layer)} has seen {seen} of {needed} batches\n"
             for layer, (seen, needed) in self.progress.items()
         ]
-        for layer, record in self.layers.items():
-            lines.append(f"record {{\n  key: {_quoted(layer)}\n  value {{\n")
-            lines.extend(_value_lines(record))
-            lines.append("  }\n}\n")
-        return "".join(lines)
+        for layer in {**self.layers, **self.kv_cache}:
+            lines.append(f"record {{\n  key: {_quoted(layer)}\n")
+            if layer in self.layers:
+                lines.extend(("  value {\n", *_value_lines(self.layers[layer]), "  }\n"))
+            if layer in self.kv_cache:
+                kv_lines = _value_lines(self.kv_cache[layer])
+                lines.extend(("  kv_cache_value {\n", *kv_lines, "  }\n"))
+            lines.append("}\n")
+        return "".join((*lines, self.prune))
 
     def check_finished(self) -> None:
         """Raises RuntimeError that names every layer that calibration has not seen enough of."""
         if self.progress:
             raise RuntimeError(f"{self.source}: {_unfinished(self.progress)}; run the missing ones")
+
+    def check_quantized(self) -> None:
+        """Raises RuntimeError unless the file is that of a finished quantization of layers."""
+        self.check_finished()
+        if self.kv_cache and not self.layers:
+            raise RuntimeError(
+                f"{self.source}: expected the factors of quantized layers, found only those of KV "
+                f"caches (of {', '.join(self.kv_cache)}); pass the record_file of quantize_model"
+            )
 
     def validate(self, targets: Mapping[str, RecordTarget]) -> None:
         """Raises at the first factor that is missing or does not fit the layers of `targets`.
@@ -120,7 +135,7 @@ class Records(Mapping[str, LayerRecord]):
         ValueError for an offset, scale or balance factor out of range or a wrong number of balance
         factors. Messages have the layer, the field, what was expected and what was found.
         """
-        self.check_finished()
+        self.check_quantized()
         for layer, record in self.layers.items():
             if layer not in targets:
                 hint = did_you_mean(layer, targets)
@@ -139,13 +154,13 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _value_lines(record: LayerRecord) -> Iterator[str]:
-    for name in (f.name for f in fields(LayerRecord)):
+def _value_lines(record: LayerRecord | KVCacheRecord) -> Iterator[str]:
+    for name in (f.name for f in fields(record)):
         value = getattr(record, name)
         if value is None:
             continue
         values = value if isinstance(value, tuple) else (value,)
-        if name in FLOATS:
+        if name in (*FLOATS, "scale"):
             texts = map(str, shortest(values))
         elif isinstance(value, bool):
             texts = map(str.lower, map(str, values))
@@ -157,12 +172,12 @@ def _value_lines(record: LayerRecord) -> Iterator[str]:
         yield prefix + f"\n{prefix}".join(texts) + "\n" if values else ""
 
 
-def _layer_record(value: Any) -> LayerRecord:
-    present: dict[str, Any] = {
-        descriptor.name: tuple(content) if descriptor.name in REPEATED else content
+def _present(value: Any) -> dict[str, Any]:
+    """The fields of a message that are there."""
+    return {
+        descriptor.name: content if isinstance(content, str | int | float) else tuple(content)
         for descriptor, content in value.ListFields()
     }
-    return LayerRecord(**present)
 
 
 def _read_progress(text: str) -> dict[str, tuple[int, int]]:
@@ -196,15 +211,25 @@ def _parse(path: str, text: str) -> Any:
     )
 
 
-def _bad_entry(path: str, text: str, index: int, entry: Any) -> str:
+def _why_not_entry(entry: Any, known: Collection[str]) -> str:
+    """What is wrong with an entry as a whole, or an empty text."""
+    if not entry.key:
+        return "expected a key (the layer's name), found none"
+    if not entry.HasField("value") and not entry.HasField("kv_cache_value"):
+        return "expected a value (its factors), found none"
+    if entry.key in known:
+        return "expected one record for each layer, found a second"
+    scales, offsets = len(entry.kv_cache_value.scale), len(entry.kv_cache_value.offset)
+    if scales != offsets:
+        return f"kv_cache_value.offset: expected as many as scale ({scales}), found {offsets}"
+    return ""
+
+
+def _bad_entry(path: str, text: str, index: int, entry: Any, reason: str) -> str:
     starts = _record_starts(text)  # too few for the spelling `record: [{...}, {...}]`
     line = text.count("\n", 0, starts[index]) + 1 if starts[index:] else 1
-    where = f"{path}:{line}:"
-    if not entry.key:
-        return f"{where} record {index + 1}: expected a key (the layer's name), found none"
-    if not entry.HasField("value"):
-        return f'{where} layer "{entry.key}": expected a value (its factors), found none'
-    return f'{where} layer "{entry.key}": expected one record for each layer, found a second'
+    which = f'layer "{entry.key}"' if entry.key else f"record {index + 1}"
+    return f"{path}:{line}: {which}: {reason}"
 
 
 def _record_starts(text: str) -> list[int]:
