@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from google.protobuf import text_format
@@ -142,6 +142,10 @@ class Records(Mapping[str, LayerRecord]):
                 text = f"the model has no quantizable layer of this name{hint}"
                 raise mistake(self.source, layer, "key", text)
             check_record(self.source, layer, record, targets[layer])
+
+    def with_kv_cache(self, kv_cache: Mapping[str, KVCacheRecord]) -> Records:
+        """The same records with the factors of more caches, or other ones of the same."""
+        return replace(self, kv_cache={**self.kv_cache, **kv_cache})
 
     def save(self, path: str, *, warn_replaced: bool = True) -> None:
         """Writes the file `path` at once or not at all; see `files.write_files` for errors."""
