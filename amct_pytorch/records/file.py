@@ -22,6 +22,7 @@ from ..files import write_files
 from ..float32 import shortest
 from ..suggest import did_you_mean
 from .checks import RecordTarget, check_record, mistake
+from .diff import RecordsDiff, compare
 from .kv_cache import KVCacheRecord
 from .layer import FLOATS, LayerRecord
 
@@ -147,6 +148,34 @@ class Records(Mapping[str, LayerRecord]):
         """The same records with the factors of more caches, or other ones of the same."""
         return replace(self, kv_cache={**self.kv_cache, **kv_cache})
 
+    def diff(self, other: Records, rtol: float = 0.0) -> RecordsDiff:
+        """What `other` has differently: false if nothing, else iterable and good to print.
+
+        Floats count as alike if they differ by at most `rtol` of the larger of both.
+
+        >>> first = Records({"conv": LayerRecord(0.024, -8), "fc": LayerRecord(0.1)})
+        >>> second = Records({"conv": LayerRecord(0.025, -8)})
+        >>> print(first.diff(second))
+        conv.scale_d: 0.024 -> 0.025 (+4.17 %)
+        fc: only in the first
+        >>> bool(first.diff(first))
+        False
+        """
+        return RecordsDiff(tuple(compare(self._fields(), other._fields(), rtol)))
+
+    def _fields(self) -> dict[str, dict[str, Any]]:
+        """All that is known, by layer; under "" what is of none."""
+        layers: dict[str, dict[str, Any]] = {"": {"prune_record": self.prune} if self.prune else {}}
+        for layer, record in self.layers.items():
+            layers[layer] = _contents(record) or {"value": "empty"}
+        for layer, cache in self.kv_cache.items():
+            contents = _contents(cache) or {"": "empty"}
+            named = {f"kv_cache_value.{name}".strip("."): v for name, v in contents.items()}
+            layers.setdefault(layer, {}).update(named)
+        for layer, (seen, needed) in self.progress.items():
+            layers.setdefault(layer, {})["calibration"] = f"{seen} of {needed} batches"
+        return layers
+
     def save(self, path: str, *, warn_replaced: bool = True) -> None:
         """Writes the file `path` at once or not at all; see `files.write_files` for errors."""
         write_files({path: self.dumps()}, warn_replaced=warn_replaced)
@@ -158,11 +187,14 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
+def _contents(record: LayerRecord | KVCacheRecord) -> dict[str, Any]:
+    """The fields that are present, in the order of the file."""
+    values = ((f.name, getattr(record, f.name)) for f in fields(record))
+    return {name: value for name, value in values if value is not None and value != ()}
+
+
 def _value_lines(record: LayerRecord | KVCacheRecord) -> Iterator[str]:
-    for name in (f.name for f in fields(record)):
-        value = getattr(record, name)
-        if value is None:
-            continue
+    for name, value in _contents(record).items():
         values = value if isinstance(value, tuple) else (value,)
         if name in (*FLOATS, "scale"):
             texts = map(str, shortest(values))
@@ -173,7 +205,7 @@ def _value_lines(record: LayerRecord | KVCacheRecord) -> Iterator[str]:
         else:
             texts = map(str, values)
         prefix = f"    {name}: "
-        yield prefix + f"\n{prefix}".join(texts) + "\n" if values else ""
+        yield prefix + f"\n{prefix}".join(texts) + "\n"
 
 
 def _present(value: Any) -> dict[str, Any]:

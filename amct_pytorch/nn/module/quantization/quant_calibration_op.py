@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ....config.kv_op import read_op_params
@@ -77,6 +78,15 @@ class QuantCalibrationOp(nn.Module):
 
     def forward(self, layer_name: str, inputs: Tensor) -> Tensor:
         """`inputs`, which are counted for `layer_name`."""
+        self._observe(layer_name, inputs)
+        return inputs
+
+    def extra_repr(self) -> str:
+        return f"record_file={self.record_file!r}, {self.params}"
+
+    # In a compiled model the rest of the graph stays compiled.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _observe(self, layer_name: str, inputs: Tensor) -> None:
         if not isinstance(layer_name, str) or not layer_name:
             raise TypeError(f"layer_name: expected a name, got {layer_name!r}")
         observer = self._observers.get(layer_name) or self._new_observer(layer_name)
@@ -86,10 +96,6 @@ class QuantCalibrationOp(nn.Module):
             self._unsaved[layer_name] = record
         if self._unsaved:
             self._save()
-        return inputs
-
-    def extra_repr(self) -> str:
-        return f"record_file={self.record_file!r}, {self.params}"
 
     def _new_observer(self, layer_name: str) -> KVObserver:
         params = self.params
