@@ -114,7 +114,7 @@ def _shown(value: Value) -> str:
     if isinstance(value, float):
         return str(shortest([value])[0])
     if isinstance(value, tuple):
-        return f"{len(value)} entries"
+        return f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
     if isinstance(value, str) and "\n" in value:
         return f"{len(value.splitlines())} lines"
     return str(value).lower() if isinstance(value, bool) else str(value)

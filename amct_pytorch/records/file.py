@@ -29,6 +29,7 @@ from .layer import FLOATS, LayerRecord
 _PROGRESS = re.compile(r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d+) of (\d+) batches')
 # What the place of a record needs: strings and comments as wholes, braces, names.
 _TOKEN = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|#[^\n]*|[{}<>]|\w+""")
+_MOST_SHOWN = 200  # characters of a parser's message
 _KEY = re.compile(r'\bkey\s*:\s*("(?:\\.|[^"\\\n])*")')
 
 
@@ -241,6 +242,8 @@ def _parse(path: str, text: str) -> Any:
         reason = str(error).partition(" : ")[2] or str(error)
     lines = text.split("\n")
     offset = sum(len(previous) + 1 for previous in lines[: line - 1]) + column
+    if len(reason) > _MOST_SHOWN:  # it has the whole line in it
+        reason = f"... {reason[-_MOST_SHOWN:]}"
     raise RuntimeError(
         f"{path}:{line}:{_layer_at(text, offset)} {reason} The file is cut off or was changed by "
         "hand: restore it, or calibrate again."
