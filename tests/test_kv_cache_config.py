@@ -187,6 +187,19 @@ def test_a_simplified_configuration_is_refused(text, error, message):
     assert Path("config.json").read_text() == "mine"
 
 
+def test_the_definition_is_not_written_over():
+    text = 'kv_cache_quant_config { quant_layers: "k_proj" }'
+    Path("cali.cfg").write_text(text)
+    with pytest.raises(ValueError, match="config_defination: './cali.cfg' is config_file"):
+        amct.create_quant_cali_config("cali.cfg", MODEL, config_defination="./cali.cfg")
+    assert Path("cali.cfg").read_text() == text
+
+
+def test_a_missing_definition_is_named():
+    with pytest.raises(FileNotFoundError, match=r"none\.cfg"):
+        amct.create_quant_cali_config("config.json", MODEL, config_defination="none.cfg")
+
+
 def layer(**params):
     return {"k_proj": {"kv_data_quant_config": params}}
 

@@ -97,6 +97,13 @@ def test_a_file_as_a_whole_is_refused(save, content, message):
         save(content)
 
 
+def test_a_model_is_not_simulated_with_kv_cache_factors_only(flow, tmp_path):
+    path = tmp_path / "record.txt"
+    Records({}, kv_cache={"conv": KVCacheRecord((1.0,), (0,))}).save(str(path))
+    with pytest.raises(RuntimeError, match="found only those of KV caches"):
+        amct.simulate_model(flow.calibrated, str(path))
+
+
 @pytest.mark.parametrize("key", ["con", "relu", "no.such.layer"])
 def test_a_key_that_is_no_quantized_layer_is_refused(save, text, key):
     with pytest.raises(RuntimeError, match=f'layer "{key}": key: the model has no quantizable'):
