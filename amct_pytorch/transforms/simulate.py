@@ -37,7 +37,7 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
     if not layers:
         raise RuntimeError("the model has no calibrated layer; pass what quantize_model returned")
     records = Records.load(record_file)
-    records.check_finished()
+    records.check_quantized()
     simulated = copy.deepcopy(model)
     forget_record(simulated)
     for module in [m for m in simulated.modules() if isinstance(m, CalibratedLayer)]:
