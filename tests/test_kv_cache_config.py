@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from google.protobuf import text_format
 from torch import nn
 
 import amct_pytorch as amct
+from amct_pytorch.records import Records
 
 MODEL = nn.ModuleDict(
     {"k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4), "conv": nn.Conv2d(1, 1, 1)}
@@ -219,7 +221,7 @@ def layer(**params):
         (layer(search_range=[-1, 0.7]), ValueError, "search_range: .*0 < start < end"),
         (layer(search_step=0), ValueError, "search_step: expected a number above 0"),
         (layer(quant_granularity=2), ValueError, "quant_granularity: expected 0 or 1, got 2"),
-        (layer(quant_granularity="per_tensor"), TypeError, "quant_granularity: expected an int"),
+        (layer(quant_granularity="channels"), TypeError, "quant_granularity: expected an int"),
         (layer(asymmetric=1), TypeError, "asymmetric: expected true or false, got 1"),
         (layer(num_of_bins=4096), ValueError, 'with act_algo "ifmr", got "num_of_bins", a key of'),
         (layer(num_bits=8), ValueError, 'got "num_bits"'),
@@ -239,3 +241,15 @@ def test_what_a_layer_does_not_say_has_its_default(entry):
     Path("config.json").write_text(json.dumps({"k_proj": entry}))
     amct.create_quant_cali_model("config.json", "record.txt", MODEL)
     assert "has seen 0 of 1" in Path("record.txt").read_text()
+
+
+def test_the_granularity_may_be_a_word():
+    amct.create_quant_cali_config("config.json", MODEL, NAMES)
+    config = json.loads(Path("config.json").read_text())
+    config["k_proj"]["kv_data_quant_config"]["quant_granularity"] = "per_channel"
+    Path("config.json").write_text(json.dumps(config))
+    observing = amct.create_quant_cali_model("config.json", "record.txt", MODEL)
+    observing["k_proj"](torch.randn(3, 8))
+    observing["v_proj"](torch.randn(3, 8))
+    cache = Records.load("record.txt").kv_cache
+    assert (len(cache["k_proj"].scale), len(cache["v_proj"].scale)) == (4, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag
 
 from .fields import Strict, one_of
 from .layer import ACT_ALGO, HFMG, IFMR, Bins, Percentile, SearchRange, SearchStep
@@ -30,7 +30,14 @@ class HfmgParams(Strict):
 
 
 KVParams = IfmrParams | HfmgParams
-Granularity = Annotated[int, one_of(0, 1)]  # per_tensor, per_channel: numbers in the JSON file
+WORDS: dict[object, int] = {"per_tensor": 0, "per_channel": 1}  # the file has the numbers
+
+
+def _number(value: object) -> object:
+    return WORDS.get(value, value) if isinstance(value, str) else value
+
+
+Granularity = Annotated[int, one_of(0, 1), BeforeValidator(_number)]
 
 
 class KVIfmrConfig(IfmrParams):
