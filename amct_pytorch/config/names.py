@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from ..capability import BY_KIND
+from ..capability import BY_KIND, KINDS
 from ..graph import ModelFacts
 from ..suggest import did_you_mean
 from .limits import types_that
@@ -19,7 +19,7 @@ def quantizable_layers(source: str, facts: ModelFacts, global_keys: Collection[s
     names = [name for name, layer in facts.layers.items() if layer.reason is None]
     if not names:
         why = [f"{name} ({layer.kind}): {layer.reason}" for name, layer in facts.layers.items()]
-        lines = "\n".join(why) or f"it has no module of the types {', '.join(facts.kinds)}"
+        lines = "\n".join(why) or f"it has no module of the types {', '.join(KINDS)}"
         text = "No supported layers: the model has no layer that can be quantized"
         raise ValueError(f"{source}: {text}:\n{lines}")
     for name in names:
@@ -52,20 +52,20 @@ def why_not_layer(name: str, facts: ModelFacts) -> str:
     if name in facts.layers:
         return ""
     if name in facts.modules:
-        types = ", ".join(facts.kinds)
-        if facts.modules[name] in facts.kinds:
+        types = ", ".join(KINDS)
+        if facts.modules[name] in KINDS:
             return f"expected the first name of a module, got {shown(name)}, another name of it"
         return f"expected a layer of type {types}, got {shown(name)}, a {facts.modules[name]}"
     expected = "expected the name of a layer of the model"
     return f"{expected}, got {shown(name)}{did_you_mean(name, facts.layers)}"
 
 
-def why_not_type(kind: str, facts: ModelFacts) -> str:
+def why_not_type(kind: str) -> str:
     """What to say if `kind` is not a quantizable type, or an empty text."""
-    if kind in facts.kinds:
+    if kind in KINDS:
         return ""
-    hint = did_you_mean(kind, facts.kinds)
-    return f"expected one of {', '.join(facts.kinds)}, got {shown(kind)}{hint}"
+    hint = did_you_mean(kind, KINDS)
+    return f"expected one of {', '.join(KINDS)}, got {shown(kind)}{hint}"
 
 
 def why_repeated(names: Sequence[str], index: int) -> str:

@@ -144,7 +144,7 @@ def override_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
         names = [getattr(item, key) for item in getattr(message, field)]
         for index, name in enumerate(names):
             if key == "layer_type":
-                text = why_not_type(name, facts)
+                text = why_not_type(name)
             else:
                 text = why_not_layer(name, facts) or why_not_quantized(name)
             if text := text or why_repeated(names, index):
@@ -163,7 +163,7 @@ class Skips:
         """Types and layers that are unknown."""
         for field in self.type_fields:
             for index, kind in enumerate(getattr(self.message, field)):
-                if text := why_not_type(kind, facts):
+                if text := why_not_type(kind):
                     yield Problem((field, index), text)
         for field in self.layer_fields:
             for index, name in enumerate(getattr(self.message, field)):

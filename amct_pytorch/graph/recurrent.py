@@ -78,14 +78,18 @@ def locate_recurrent(node: ir.Node) -> RecurrentSite:
 
 
 def replace_recurrent_constants(
-    site: RecurrentSite, name: str, weight: Array, recurrence: Array, bias: Array
+    site: RecurrentSite, name: str, weight: Array, recurrence: Array, bias: Array | None = None
 ) -> None:
-    """Gives the node initializers of its own: `<name>.weight`, `.recurrence` and `.bias`."""
+    """Gives the node initializers of its own: `<name>.weight`, `.recurrence` and `.bias`.
+
+    Without `bias` what stands there is left.
+    """
     graph = site.node.graph
     assert isinstance(graph, ir.Graph)
     constants = {"weight": weight, "recurrence": recurrence, "bias": bias}
     for index, (part, array) in enumerate(constants.items(), start=1):
-        replace_input(graph, site.node, index, f"{name}.{part}", array)
+        if array is not None:
+            replace_input(graph, site.node, index, f"{name}.{part}", array)
 
 
 def why_not_module(module: nn.Module) -> str | None:

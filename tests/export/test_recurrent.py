@@ -74,7 +74,7 @@ class Case:
     def export(self, **others):
         names = ["x", "h", "c"][: len(self.data)]
         options = ExportOptions(opset_version=self.opset, input_names=names)
-        captured, facts = capture_model(self.model, tuple(self.data), options, recurrent=True)
+        captured, facts = capture_model(self.model, tuple(self.data), options)
         name_layers(captured, facts)
         paths = {"deploy": "deploy", "fake_quant": "fake_quant"}
         files = graph_files(captured.model, Records({"rnn": self.record, **others}), paths)
