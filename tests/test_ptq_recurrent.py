@@ -703,8 +703,7 @@ def test_a_simplified_configuration(tmp_path, caplog):
     model, batches = example(nn.LSTM, net=Tagger)
     simplified = tmp_path / "quant.cfg"
     simplified.write_text(
-        "batch_num: 2 common_config { ifmr_quantize { dst_type: INT4 }"
-        " arq_quantize { channel_wise: false quant_bits: 4 } }"
+        "batch_num: 2 common_config { arq_quantize { quant_bits: 4 } }"
         ' override_layer_types { layer_type: "LSTM" calibration_config { hfmg_quantize {'
         " num_of_bins: 2048 } arq_quantize { channel_wise: false } } }"
     )
@@ -743,16 +742,15 @@ def test_balancing_is_not_for_it(tmp_path):
         ptq(tmp_path, model, batches, lambda c: c["rnn"].update(dmq_balancer_param=0.5))
 
 
-def test_common_4_bit_activations_are_left_out_for_it(tmp_path, caplog):
+def test_common_6_bit_weights_are_left_out_for_it(tmp_path, caplog):
     model, batches = example(nn.LSTM, net=Tagger)
     simplified = tmp_path / "quant.cfg"
-    simplified.write_text("batch_num: 2 common_config { ifmr_quantize { dst_type: INT4 } }")
+    simplified.write_text("batch_num: 2 common_config { arq_quantize { quant_bits: 6 } }")
     path = str(tmp_path / "config.json")
     amct.create_quant_config(path, model, batches[0], config_defination=str(simplified))
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["rnn"]["activation_quant_params"]["num_bits"] == 8
-    assert config["conv"]["activation_quant_params"]["num_bits"] == 4
-    message = "left out for rnn: the operator of LSTM has activations of 8 or 16 bits"
+    assert config["rnn"]["weight_quant_params"]["num_bits"] == 8
+    message = "left out for rnn: 6- and 7-bit weights are for Conv2d, not LSTM"
     assert [text for text in caplog.messages if message in text]
 
 
