@@ -288,9 +288,8 @@ def test_fake_quant_of_one_step_is_what_the_npu_computes(tmp_path, cls, variant)
 
 @KINDS
 @BATCH_FIRST
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("opset", [11, 13, 17, 18])
-def test_opsets(tmp_path, cls, batch_first, bias, opset):
+@pytest.mark.parametrize(("opset", "bias"), [(11, True), (13, False), (17, True), (18, False)])
+def test_opsets(tmp_path, cls, batch_first, opset, bias):
     model, batches = example(cls, batch_first=batch_first, bias=bias)
     flow = ptq(tmp_path, model, batches, opset_version=opset)
     data, record = batches[0], Records.load(flow.record_file)["rnn"]
@@ -553,6 +552,39 @@ def test_an_activation_that_is_not_finite_is_named(tmp_path, index, what):
     batches[1][index].view(-1)[0] = float("inf")
     with pytest.raises(RuntimeError, match=f"rnn: its {what} cannot be calibrated: .*batch 2 of 2"):
         ptq(tmp_path, model, batches)
+
+
+@KINDS
+@pytest.mark.parametrize("index", [0, 1], ids=["input", "state"])
+def test_a_batch_that_is_refused_is_not_counted(tmp_path, cls, index):
+    model, batches = example(cls)
+    for name in ("expected", "found"):
+        (tmp_path / name).mkdir()
+    expected = ptq(tmp_path / "expected", model, batches)
+    options = {"batch_num": 2}
+    found = ptq(tmp_path / "found", model, batches[:1], config_options=options, save=False)
+    bad = [x.clone() for x in batches[1]]
+    bad[index].view(-1)[-1] = float("inf")
+    with pytest.raises(RuntimeError, match="cannot be calibrated"):
+        found.calibrated(*bad)
+    found.calibrated(*batches[1])
+    one, other = (Records.load(flow.record_file).dumps() for flow in (found, expected))
+    assert one == other
+
+
+class Doubled(nn.GRU):
+    def forward(self, x, h):
+        y, last = super().forward(x, h)
+        return 2 * y, last
+
+
+def test_a_class_with_a_forward_of_its_own_stays_float(tmp_path, caplog):
+    model, batches = example(nn.GRU, net=Tagger)
+    model.rnn = Doubled(INPUTS, HIDDEN)
+    flow = ptq(tmp_path, model, batches)
+    assert "rnn" not in flow.config
+    reason = "its class Doubled has a forward of its own"
+    assert f"rnn (GRU) is left float: {reason}" in caplog.messages
 
 
 # --- the simulation ------------------------------------------------------------------------------

@@ -98,6 +98,9 @@ def why_not_module(module: nn.Module) -> str | None:
     for name, value in allowed.items():
         if getattr(module, name) != value:
             return f"it has {name}={getattr(module, name)}, only {value} can be quantized"
+    own = type(module).forward
+    if own is not nn.LSTM.forward and own is not nn.GRU.forward:
+        return f"its class {type(module).__name__} has a forward of its own"
     keys = ("weight_ih_l0", "weight_hh_l0") + (("bias_ih_l0", "bias_hh_l0") if module.bias else ())
     for key in keys:
         if key not in module._parameters:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibrate import CalibratedLayer, Calibration, Calibrator, check_activation, why_too_small
+from .finite import is_finite
 from .run_recurrent import hidden_states, initial_state
 
 
@@ -35,8 +36,10 @@ class CalibratedRecurrent(CalibratedLayer):
         check_activation(self.name, input)
         result: tuple[Tensor, Any] = self.sub_module(input, hx)
         if self.calibrator is not None:
-            # The hidden states come first: with the input the layer may be finished.
-            self._observe_hidden(hidden_states(self.sub_module, state, result[0]))
+            # The hidden states come first: with the input the layer may be finished. An input that
+            # is refused must not leave them counted.
+            if is_finite(input):
+                self._observe_hidden(hidden_states(self.sub_module, state, result[0]))
             self._observe(input)
         return result
 
@@ -54,7 +57,6 @@ class CalibratedRecurrent(CalibratedLayer):
                 f"{name}: its hidden state cannot be calibrated: {error} (batch {batch} of "
                 f"{calibration.batch_num})"
             ) from error
-        self.of_hidden = None
         calibration.hidden[name] = float(scale), int(offset)
         if reason := why_too_small("hidden state", hidden, float(scale)):
             calibration.left_float[name] = reason
@@ -62,6 +64,7 @@ class CalibratedRecurrent(CalibratedLayer):
     def _finish(self, x: Tensor, scale: Tensor, offset: Tensor) -> None:
         of_hidden = self.calibration.left_float.get(self.name)
         super()._finish(x, scale, offset)
+        self.of_hidden = None
         if of_hidden is not None:  # one operator does both
             self.calibration.left_float[self.name] = of_hidden
             self.calibration.factors.pop(self.name, None)

@@ -36,6 +36,7 @@ def quantize_recurrent(
         gates_to_onnx(_quantize(name, module, key, weight.num_bits, gates), kind).tolist()
         for key in WEIGHTS
     )
+    module.flatten_parameters()  # new tensors: cuDNN wants all weights in one piece
     return LayerRecord(
         scale_w=tuple(scale_w),
         offset_w=(0,) * len(scale_w),
