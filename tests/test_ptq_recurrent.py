@@ -237,6 +237,19 @@ def test_factors_of_input_and_hidden_state(tmp_path, cls, batch_first, batch_num
 
 
 @KINDS
+@BATCH_FIRST
+def test_the_last_output_is_no_hidden_state_that_a_step_begins_with(tmp_path, cls, batch_first):
+    """Of one step that is the initial state alone: small here, the output is not."""
+    model, batches = example(cls, steps=1, batch_first=batch_first)
+    batches = [(x, 0.01 * h, *c) for x, h, *c in batches]
+    with torch.no_grad():
+        assert model(*batches[0])[0].abs().max() > 0.1
+    record = Records.load(ptq(tmp_path, model, batches, save=False).record_file)["rnn"]
+    scale, offset = ifmr([h for _, h, *_ in batches], 8)
+    assert (record.scale_h, record.offset_h) == (pytest.approx(scale, rel=1e-5), offset)
+
+
+@KINDS
 def test_force_fp16_quant_halves_both_scales(tmp_path, cls):
     model, batches = example(cls)
     for name in ("full", "half"):
