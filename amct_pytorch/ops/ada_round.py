@@ -166,6 +166,4 @@ torch.library.register_autograd("amct_pytorch::ada_round_backward", _no_second_d
 torch.library.register_autograd(
     "amct_pytorch::ada_round_undecided", _undecided_backward, setup_context=_setup_undecided
 )
-torch.library.register_autograd(
-    "amct_pytorch::ada_round_undecided_backward", _no_second_derivative
-)
+torch.library.register_autograd("amct_pytorch::ada_round_undecided_backward", _no_second_derivative)
