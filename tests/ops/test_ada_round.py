@@ -1,4 +1,4 @@
-"""ada_round, its start, its regulariser and ada_scale: values, gradients, groups, graphs, errors."""
+"""ada_round, its start and regulariser, ada_scale: values, gradients, groups, graphs, errors."""
 
 import numpy as np
 import pytest
