@@ -122,6 +122,7 @@ def quantize_model(
         input_names=(input_names, list, None),
         output_names=(output_names, list, None),
         dynamic_axes=(dynamic_axes, dict, None),
+        progress=(progress, bool),
     )
     check_file_name(config_file, "config_file", empty=IsADirectoryError)
     check_file_name(modfied_onnx_file, "modfied_onnx_file")

@@ -153,7 +153,7 @@ def main() -> None:
         cases += compare(name, trained(model, data, epochs), data, iterations, show)
     if options.json:
         rows = [asdict(case) for case in cases]
-        options.json.write_text(json.dumps({"machine": facts, "timings": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": facts, "cases": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -49,3 +49,11 @@ def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
     reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
+
+
+def test_adaround_on_a_model_trained_little(tmp_path, monkeypatch):
+    arguments = ["--quick", "--model", "digits"]
+    document = run_benchmark("adaround.py", arguments, tmp_path, monkeypatch)
+    cases = {case["weights"]: case["sqnr_db"] for case in document["cases"]}
+    assert list(cases) == ["float", "ARQ", "AdaRound, 0 iterations", "AdaRound, 60 iterations"]
+    assert cases["AdaRound, 60 iterations"] > cases["AdaRound, 0 iterations"]

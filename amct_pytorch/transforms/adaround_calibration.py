@@ -87,6 +87,7 @@ class AdaRoundCalibration:
             self._forget(model)
             self.keeper.with_record = partial(self.files, model)
             self.calibration.deferred = None
+            self.calibration.float_weights = {}  # of no more use
             self.calibration.seen = dict.fromkeys(self.calibration.seen, 0)
             self.replay.run(model)
 
