@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--model", choices=["digits", "resnet"], help="only this model")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-    parser.add_argument("--iterations", type=int, nargs="+", default=[0, 1000, 10000])
+    parser.add_argument("--iterations", type=int, nargs="+", default=[0, 1000])
     parser.add_argument("--quick", action="store_true", help="little training, 0 and 60 iterations")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
