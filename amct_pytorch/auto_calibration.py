@@ -35,7 +35,7 @@ from .search.output_paths import OutputPaths
 from .search.result import AutoCalibrationResult, Trial
 from .search.sensitivity import SensitivityBase
 from .search.strategy import AutoCalibrationStrategyBase
-from .steps import check_types, copy_model, modified_graph, prepare
+from .steps import check_search_offered, check_types, copy_model, modified_graph, prepare
 from .transforms.quantize_weights import quantize_weights
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ def accuracy_based_auto_calibration(
         copied.eval()
     weights = digest(copied)
     prepared = prepare(config_file, copied, input_data, export)
+    check_search_offered(prepared.config)
     config = read_object(config_file)
     prepared.model.requires_grad_(False)
     identity = fingerprint(weights, prepared.config, evaluator, score_by)

@@ -19,12 +19,13 @@ from .steps import (
     capture_model,
     check_types,
     copy_model,
+    follow_adaround,
     list_float_layers,
     modified_graph,
     prepare,
     start_calibration,
 )
-from .transforms.insert import RecordKeeper, keep_record
+from .transforms.insert import Files, RecordKeeper, keep_record
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +93,14 @@ def quantize_model(
     dynamic_axes: DynamicAxes | None = None,
     *,
     opset_version: int = 13,
+    progress: bool = True,
 ) -> nn.Module:
     """Quantizes the weights and returns a copy of `model` that calibrates its activations.
 
     Run the returned model on `batch_num` batches; with the last one the record file is complete
     and `save_model` can follow. Its outputs are those of the model with quantized weights.
+    With AdaRound layers (`wts_algo` `ada_quantize`) it keeps copies of the batches; the last call
+    learns the roundings on them, which can take long, and writes `modfied_onnx_file` again.
 
     Args:
         config_file: the configuration from `create_quant_config`.
@@ -107,6 +111,7 @@ def quantize_model(
         input_names, output_names: names of the graph's inputs and outputs.
         dynamic_axes: per name {axis: name of the dimension} or a list of axes.
         opset_version: opset of all ONNX files, 11 to 23.
+        progress: a bar on stderr while roundings are learnt, if that is a terminal.
 
     The ONNX files of a bfloat16 model compute in float32, which the converter and ONNX Runtime
     have; those of a float16 model keep its type.
@@ -121,6 +126,7 @@ def quantize_model(
         input_names=(input_names, list, None),
         output_names=(output_names, list, None),
         dynamic_axes=(dynamic_axes, dict, None),
+        progress=(progress, bool),
     )
     check_file_name(config_file, "config_file", empty=IsADirectoryError)
     check_file_name(modfied_onnx_file, "modfied_onnx_file")
@@ -146,8 +152,16 @@ def quantize_model(
     weights, calibration = start_calibration(model, prepared, prepared.layers)
     modified = modified_graph(prepared, model, prepared.layers)
     keeper = RecordKeeper(os.path.abspath(record_file), weights, calibration)
+    if calibration.float_weights:
+        path = os.path.abspath(modfied_onnx_file)
+
+        def rounded(calibrated: nn.Module) -> Files:
+            return model_files(modified_graph(prepared, calibrated, prepared.layers).clone(), path)
+
+        follow_adaround(model, prepared, keeper, rounded, progress)
     keep_record(model, keeper)
-    write_files({**model_files(modified, modfied_onnx_file), record_file: keeper.records().dumps()})
+    contents = model_files(modified.clone(), modfied_onnx_file)  # which may empty what it writes
+    write_files({**contents, record_file: keeper.records().dumps()})
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,22 @@ import onnx_ir as ir
 from torch import nn
 
 from .capability import kind_of
-from .config.layer import LayerConfig
+from .config.layer import AdaConfig, LayerConfig
 from .config.ptq import QuantConfig
 from .export.graphs import QUANTIZED_LAYERS
+from .graph.activation import activation_after
 from .graph.capture import Capture, capture
 from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
 from .graph.options import ExportOptions, split_input_data
+from .graph.site import locate
 from .layers.base import check_not_processed
 from .layers.calibrate import Calibration
 from .records import LayerRecord
+from .transforms.adaround_calibration import AdaRoundCalibration
 from .transforms.fuse_bn import fuse_batch_norms
-from .transforms.insert import insert_calibration
-from .transforms.quantize_weights import quantize_weights, write_weights
+from .transforms.insert import Files, RecordKeeper, insert_calibration
+from .transforms.quantize_weights import float_weights, quantize_weights, write_weights
+from .transforms.reconstruct import Rounding
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +72,37 @@ def start_calibration(
     `model` is the prepared model or a copy of it.
     """
     config = prepared.config
+    unrounded = float_weights(model, layers)
     weights = quantize_weights(model, prepared.facts, layers, config.fakequant_precision_mode)
-    return weights, insert_calibration(model, layers, config.batch_num)
+    calibration = insert_calibration(model, layers, config.batch_num)
+    calibration.float_weights = unrounded
+    return weights, calibration
+
+
+def follow_adaround(
+    model: nn.Module,
+    prepared: Prepared,
+    keeper: RecordKeeper,
+    files: Callable[[nn.Module], Files],
+    progress: bool,
+) -> None:
+    """Lets the roundings of AdaRound layers be learnt when `model` has seen its batches.
+
+    `files`, of the model that is then there, are written together with the record.
+    """
+    roundings = {}
+    for node in prepared.captured.model.graph:  # in the order of execution
+        name = node.name
+        if name in keeper.calibration.float_weights:
+            config = prepared.layers[name].weight_quant_params
+            assert isinstance(config, AdaConfig)
+            roundings[name] = Rounding(
+                config,
+                keeper.calibration.float_weights[name],
+                keeper.weights[name].scale_w,
+                activation_after(locate(node).output),
+            )
+    AdaRoundCalibration(keeper.calibration, roundings, keeper, files, progress).follow(model)
 
 
 def modified_graph(
@@ -132,15 +165,25 @@ def list_float_layers(facts: ModelFacts) -> None:
 def check_offered(config: QuantConfig) -> None:
     """Raises RuntimeError for an algorithm that the configuration knows and is not here yet."""
     for name, layer in config.enabled.items():
-        for key, asked in (
-            ("dmq_balancer_param", layer.dmq_balancer_param is not None),
-            ("weight_quant_params.wts_algo", layer.weight_quant_params.wts_algo == "ada_quantize"),
-        ):
-            if asked:
-                raise RuntimeError(
-                    f"{name}.{key}: this algorithm is not offered by this version; remove the key "
-                    "from the configuration, or disable the layer"
-                )
+        if layer.dmq_balancer_param is not None:
+            raise RuntimeError(
+                f"{name}.dmq_balancer_param: this algorithm is not offered by this version; remove "
+                "the key from the configuration, or disable the layer"
+            )
+
+
+def check_search_offered(config: QuantConfig) -> None:
+    """Raises RuntimeError for a layer whose weights are more than its record tells.
+
+    A search evaluates, resumes and exports by records.
+    """
+    for name, layer in config.enabled.items():
+        if isinstance(layer.weight_quant_params, AdaConfig):
+            raise RuntimeError(
+                f"{name}.weight_quant_params.wts_algo: expected arq_quantize, got ada_quantize, "
+                "which automatic calibration does not offer: search with arq_quantize, then use "
+                "ada_quantize in quantize_model with the configuration that was found"
+            )
 
 
 def name_layers(captured: Capture, facts: ModelFacts) -> None:

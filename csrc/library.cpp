@@ -11,6 +11,16 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor offset, int num_bits, "
       "int? axis) -> Tensor");
   m.def(
+      "ada_round(Tensor weight, Tensor alpha, Tensor scale, int num_bits, int? axis, int groups, "
+      "bool hard) -> Tensor");
+  m.def(
+      "ada_round_backward(Tensor grad, Tensor weight, Tensor alpha, Tensor scale, int num_bits, "
+      "int? axis, int groups) -> Tensor");
+  m.def("ada_round_start(Tensor weight, Tensor scale, int? axis, int groups) -> Tensor");
+  m.def("ada_round_undecided(Tensor alpha, float beta) -> Tensor");
+  m.def("ada_round_undecided_backward(Tensor grad, Tensor alpha, float beta) -> Tensor");
+  m.def("ada_scale(Tensor weight, int num_bits, int? axis) -> Tensor");
+  m.def(
       "arq(Tensor weight, int num_bits, int? axis, bool asymmetric) -> (Tensor scale, Tensor "
       "offset)");
   m.def(

@@ -203,6 +203,44 @@ AMCT_HD float scale_slope(float x, float scale, const QuantRange& r) {
   return rounding_error(x, scale);
 }
 
+// ---- AdaRound: up or down is learnt for each weight ----
+
+// A sigmoid, stretched beyond 0 and 1 so that it reaches both (Louizos et al., ICLR 2018).
+constexpr float kStretch = 1.2f, kStretchBelow = 0.1f;
+
+// How much of a step is added to a weight rounded down, and the slope of that in `a`.
+struct Rounding {
+  float up, slope;
+};
+
+AMCT_HD Rounding ada_rounding(float a) {
+  const float sigmoid = 1.0f / (1.0f + expf(-a));
+  const float up = sigmoid * kStretch - kStretchBelow;
+  const bool learns = up > 0.0f && up < 1.0f;
+  return {clamp(up, 0.0f, 1.0f), learns ? kStretch * sigmoid * (1.0f - sigmoid) : 0.0f};
+}
+
+// The `a` with which the soft rounding of a weight is the weight itself.
+AMCT_HD float ada_start(float x, float scale) {
+  const float t = x / scale;
+  return -logf(kStretch / (t - floorf(t) + kStretchBelow) - 1.0f);
+}
+
+AMCT_HD float ada_code(float x, float scale, float up) { return floorf(x / scale) + up; }
+
+// 1 - |2 up - 1|^beta: 0 where a weight is decided, 1 where it is halfway.
+AMCT_HD float ada_undecided(float a, float beta) {
+  return 1.0f - powf(fabsf(2.0f * ada_rounding(a).up - 1.0f), beta);
+}
+
+AMCT_HD float ada_undecided_slope(float a, float beta) {
+  const Rounding rounding = ada_rounding(a);
+  const float side = 2.0f * rounding.up - 1.0f;
+  if (side == 0.0f || rounding.slope == 0.0f) return 0.0f;
+  const float steep = 2.0f * beta * powf(fabsf(side), beta - 1.0f) * rounding.slope;
+  return side > 0.0f ? -steep : steep;
+}
+
 // ---- the 16-bit shift of an accumulator ----
 
 constexpr int kShifts = 16;  // shifts by 1..16 bits

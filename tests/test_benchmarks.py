@@ -57,3 +57,11 @@ def test_large_model_of_64_megabytes(tmp_path, monkeypatch):
     assert steps == ["create_quant_config", "quantize_model", "calibration", "save_model"]
     assert max(step["copies"] for step in document["steps"]) < 3
     assert document["difference"] < 1e-5
+
+
+def test_adaround_on_a_model_trained_little(tmp_path, monkeypatch):
+    arguments = ["--quick", "--model", "digits"]
+    document = run_benchmark("adaround.py", arguments, tmp_path, monkeypatch)
+    cases = {case["weights"]: case["sqnr_db"] for case in document["cases"]}
+    assert list(cases) == ["float", "ARQ", "AdaRound, 0 iterations", "AdaRound, 60 iterations"]
+    assert cases["AdaRound, 60 iterations"] > cases["AdaRound, 0 iterations"]

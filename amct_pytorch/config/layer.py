@@ -86,7 +86,7 @@ class ArqConfig(Strict):
 class AdaConfig(Strict):
     """Weight parameters for AdaRound: up or down is learnt for each weight."""
 
-    num_bits: Annotated[int, where(lambda bits: bits == 8, "8 with ada_quantize")] = 8
+    num_bits: Annotated[int, one_of(4, 6, 7, 8)] = 8
     reg_param: Fraction = 0.01
     warm_start: Fraction = 0.2
     num_iteration: Annotated[int, where(lambda n: n >= 0, "an integer of at least 0")] = 10000

@@ -26,6 +26,9 @@ class Calibration:
     hidden: dict[str, tuple[float, int]] = field(default_factory=dict)  # of LSTM and GRU
     left_float: dict[str, str] = field(default_factory=dict)  # layer -> reason
     observed: Callable[[], None] | None = None  # called when a layer has seen a batch
+    # Called with the layer in the place of its calibrator, which will see the batch later.
+    deferred: Callable[[str], None] | None = None
+    float_weights: dict[str, Tensor] = field(default_factory=dict)  # whose rounding is learnt
 
     @property
     def unfinished(self) -> dict[str, tuple[int, int]]:
@@ -63,7 +66,9 @@ class CalibratedLayer(AmctLayer):
         x = self.first_input(args, kwargs)
         check_activation(self.name, x)
         output = self.sub_module(*args, **kwargs)
-        if self.calibrator is not None:
+        if self.calibration.deferred is not None:
+            self.calibration.deferred(self.name)
+        elif self.calibrator is not None:
             self._observe(x)
         return output
 

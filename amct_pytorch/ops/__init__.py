@@ -1,5 +1,7 @@
 """Quantization ops: typed functions over the registered ops of the namespace `amct_pytorch`."""
 
+from .ada_round import ada_round, ada_round_start, ada_round_undecided
+from .ada_scale import ada_scale
 from .arq import arq, arq_fake_quantize, arq_fake_quantize_scale
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
@@ -11,6 +13,10 @@ from .ulq_scale import ulq_scale
 
 __all__ = [
     "Similarity",
+    "ada_round",
+    "ada_round_start",
+    "ada_round_undecided",
+    "ada_scale",
     "arq",
     "arq_fake_quantize",
     "arq_fake_quantize_scale",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config.ptq import QuantConfig
 from ..layers.calibrate import Calibration
+from ..layers.replay import Replay
 from ..layers.simulate import Simulated
 from ..records import Records
 from ..steps import Prepared, start_calibration
@@ -23,11 +24,12 @@ from ..version import __version__
 from .base import AccuracyBasedAutoCalibrationBase, Config
 from .evaluator import AutoCalibrationEvaluatorBase
 from .measure import Measured, measured, measuring
-from .replay import Replay
 from .result import Trial
 from .sensitivity import SensitivityBase
 
 logger = logging.getLogger(__name__)
+
+LARGEST_REPLAY = 1 << 30  # bytes of calibration data that are kept
 
 
 class ModelSearch(AccuracyBasedAutoCalibrationBase):
@@ -43,7 +45,7 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         self.left_float: dict[str, str] = {}  # layer -> why calibration has no factors for it
         self._layers: dict[str, Simulated] = {}
         self._parsed: dict[str, Records] = {}  # by their text: parsing is slow
-        self._replay = Replay(prepared.config.batch_num)
+        self._replay = Replay(prepared.config.batch_num, LARGEST_REPLAY)
 
     def get_original_accuracy(self) -> Any:
         return self.evaluator.evaluate(self.model)

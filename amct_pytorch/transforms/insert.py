@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from ..calibrators import HFMG, IFMR
 from ..capability import is_recurrent
 from ..config.layer import ActivationConfig, HfmgConfig, LayerConfig
+from ..files import Content, write_files
 from ..layers.calibrate import CalibratedLayer, Calibration, Calibrator
 from ..layers.calibrate_recurrent import CalibratedRecurrent
 from ..layers.integers import to_half_precision
@@ -20,6 +21,8 @@ from ..layers.replace import replace_module
 from ..records import LayerRecord, Records
 
 logger = logging.getLogger(__name__)
+
+Files = Mapping[str, Content]  # by path
 
 
 @dataclass
@@ -29,6 +32,7 @@ class RecordKeeper:
     path: str
     weights: Mapping[str, LayerRecord]  # what is known before calibration
     calibration: Calibration
+    with_record: Callable[[], Files] | None = None  # to write at the end, at once with the record
     _inside_forward: int = field(default=0, init=False)
     _complete: bool = field(default=False, init=False)
 
@@ -45,14 +49,19 @@ class RecordKeeper:
 
     def leave_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._inside_forward -= 1
-        if not self._complete and any(self.calibration.seen.values()):
+        if self._inside_forward or self._complete:
+            return
+        if any(self.calibration.seen.values()):
             self.write()
 
     def write(self) -> None:
         records = self.records()
-        records.save(self.path, warn_replaced=False)
-        self._complete = not records.progress
-        if self._complete:
+        finished = not records.progress
+        others = self.with_record() if finished and self.with_record is not None else {}
+        write_files({**others, self.path: records.dumps()}, warn_replaced=False)
+        self._complete = finished
+        if finished:
+            self.with_record = None
             text = "%s is left float: %s (its weights stay rounded; skip it to keep them exact)"
             for name, reason in self.calibration.left_float.items():
                 logger.warning(text, name, reason)

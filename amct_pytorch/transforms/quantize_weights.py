@@ -1,4 +1,4 @@
-"""ARQ on the weights: factors for the record, fake-quantized weights for model and graph."""
+"""Factors of the weights for the record, weights rounded to nearest for model and graph."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..capability import BY_KIND
-from ..config.layer import LayerConfig
+from ..config.layer import AdaConfig, LayerConfig, WeightConfig
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
 from ..graph.lazy_array import LazyArray
 from ..graph.site import locate, replace_weight
 from ..layers.channels import channels_first, channels_restored
+from ..ops.ada_scale import ada_scale
 from ..ops.arq import arq
 from ..ops.fake_quantize import fake_quantize
 from ..records import LayerRecord
@@ -49,7 +50,7 @@ def quantize_weights(
             records[name] = quantize_recurrent(name, module, kind, config, mode)
             continue
         check_values(name, {"weight": module.weight, "bias": module.bias})
-        scale = _quantize_weight(name, module, kind, bits, config.weight_quant_params.channel_wise)
+        scale = _quantize_weight(name, module, kind, config.weight_quant_params)
         records[name] = LayerRecord(
             scale_w=tuple(scale.tolist()),
             offset_w=(0,) * scale.numel(),
@@ -58,6 +59,15 @@ def quantize_weights(
             fakequant_precision_mode=mode,
         )
     return records
+
+
+def float_weights(model: nn.Module, layers: Mapping[str, LayerConfig]) -> dict[str, Tensor]:
+    """Copies of the weights of the AdaRound layers, which `quantize_weights` changes in place."""
+    return {
+        name: model.get_submodule(name).weight.detach().clone()  # type: ignore[operator]
+        for name, config in layers.items()
+        if isinstance(config.weight_quant_params, AdaConfig)
+    }
 
 
 def write_weights(
@@ -77,16 +87,18 @@ def write_weights(
 
 
 @torch.no_grad()
-def _quantize_weight(
-    name: str, module: Any, kind: str, num_bits: int, channel_wise: bool
-) -> Tensor:
+def _quantize_weight(name: str, module: Any, kind: str, config: WeightConfig) -> Tensor:
     weight: Tensor = module.weight
     transposed, groups = kind.startswith("ConvTranspose"), getattr(module, "groups", 1)
     rows = channels_first(weight.detach(), transposed, groups)
-    axis = 0 if channel_wise else None
-    scale, offset = arq(rows, num_bits, axis)
+    axis = 0 if config.channel_wise else None
+    if isinstance(config, AdaConfig):
+        scale = ada_scale(rows, config.num_bits, axis)
+        offset = torch.zeros_like(scale, dtype=torch.int32)
+    else:
+        scale, offset = arq(rows, config.num_bits, axis)
     warn_of_tiny_channels(name, rows, scale)
-    quantized = fake_quantize(rows, scale, offset, num_bits, axis)
+    quantized = fake_quantize(rows, scale, offset, config.num_bits, axis)
     quantized = channels_restored(quantized, transposed, groups)
     weight.copy_(quantized)  # in place: what the captured graph holds is this memory
     return scale.reshape(-1).cpu()

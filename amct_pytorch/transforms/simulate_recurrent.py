@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..capability import kind_of
 from ..export.integer_ir import product_scale, quantize_bias
+from ..graph.lazy_array import LazyArray
 from ..layers.gates import gates_to_onnx, gates_to_torch
 from ..layers.recurrent_constants import RecurrentFactors, constants_of
 from ..layers.run_recurrent import recurrent_weights
@@ -27,7 +28,7 @@ def simulated_recurrent(name: str, module: Any, record: LayerRecord) -> Simulate
     for bias, (weights, activations) in zip(biases or (None, None), _PAIRS, strict=True):
         deq_scale = product_scale(name, record, weights, activations)
         if bias is not None:
-            rows = gates_to_onnx(bias.detach().cpu(), kind).numpy()
+            rows = LazyArray.of_tensor(gates_to_onnx(bias, kind)).read()
             by_row = deq_scale.repeat(rows.size // deq_scale.size)
             quantize_bias(name, rows, by_row, f"{weights} * {activations}")
 

@@ -533,7 +533,7 @@ REFUSED_PARAMETERS = [
         "beta_range: expected [start, end] with start > en",
     ),
     (wts(**ADA, beta_range=[2, 0]), ValueError, "with start > end > 0, got [2, 0]"),
-    (wts(**ADA, num_bits=4), ValueError, "num_bits: expected 8 with ada_quantize, got 4"),
+    (wts(**ADA, num_bits=5), ValueError, "num_bits: expected 4, 6, 7 or 8, got 5"),
 ]
 
 INT16 = "Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear, LSTM, GRU"
