@@ -1,6 +1,7 @@
 """Quantization ops: typed functions over the registered ops of the namespace `amct_pytorch`."""
 
 from .arq import arq, arq_fake_quantize, arq_fake_quantize_scale
+from .dmq import dmq_factor
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
 from .ifmr import ifmr
@@ -15,6 +16,7 @@ __all__ = [
     "arq_fake_quantize",
     "arq_fake_quantize_scale",
     "dequantize",
+    "dmq_factor",
     "fake_quantize",
     "hfmg",
     "ifmr",

@@ -2,6 +2,7 @@
 // The includer sets AMCT_DEVICE_KEY (dispatch key) and AMCT_DEVICE_NS (namespace).
 #include "arq.inl"
 #include "arq_fake_quantize.inl"
+#include "dmq.inl"
 #include "fake_quantize.inl"
 #include "hfmg.inl"
 #include "ifmr.inl"
