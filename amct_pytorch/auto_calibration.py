@@ -28,8 +28,8 @@ from .search.output_paths import OutputPaths
 from .search.result import AutoCalibrationResult, Trial
 from .search.sensitivity import SensitivityBase
 from .search.strategy import AutoCalibrationStrategyBase
-from .steps import check_types, copy_model, modified_graph, prepare
-from .transforms.quantize_weights import quantize_weights
+from .steps import balance_and_quantize, check_types, copy_model, modified_graph, prepare
+from .transforms.dmq import balance_of
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +187,9 @@ def _models(search: ModelSearch, winner: Trial, paths: OutputPaths) -> dict[str,
     prepared, records = search.prepared, search.records_of(winner)
     layers = {name: prepared.layers[name] for name in records}
     model = copy.deepcopy(prepared.model)
-    quantize_weights(model, prepared.facts, layers, prepared.config.fakequant_precision_mode)
-    return graph_files(modified_graph(prepared, model, layers), records, paths.models)
+    balance = balance_of(records)
+    balance_and_quantize(model, prepared, layers, balance)
+    return graph_files(modified_graph(prepared, model, layers, balance), records, paths.models)
 
 
 def _ranking(search: ModelSearch) -> str:

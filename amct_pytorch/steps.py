@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +16,14 @@ from torch import nn
 from .capability import kind_of
 from .config.layer import LayerConfig
 from .config.ptq import QuantConfig
-from .export.graphs import QUANTIZED_LAYERS
+from .export.graphs import BALANCED_LAYERS, QUANTIZED_LAYERS
 from .graph.capture import Capture, capture
 from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
 from .graph.options import ExportOptions, split_input_data
 from .layers.base import check_not_processed
 from .layers.calibrate import Calibration
 from .records import LayerRecord
+from .transforms.dmq import Balance, balance_inputs, balance_weights, with_balance
 from .transforms.fuse_bn import fuse_batch_norms
 from .transforms.insert import insert_calibration
 from .transforms.quantize_weights import quantize_weights, write_weights
@@ -62,24 +63,43 @@ def prepare(
 
 
 def start_calibration(
-    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig]
+    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig], balance: Balance
 ) -> tuple[dict[str, LayerRecord], Calibration]:
     """Quantizes the weights of `layers` and lets their inputs be observed, in place.
 
-    `model` is the prepared model or a copy of it.
+    `model` is the prepared model or a copy of it; layers of `balance` are balanced first.
     """
-    config = prepared.config
-    weights = quantize_weights(model, prepared.facts, layers, config.fakequant_precision_mode)
-    return weights, insert_calibration(model, layers, config.batch_num)
+    balance = {name: factors for name, factors in balance.items() if name in layers}
+    weights = balance_and_quantize(model, prepared, layers, balance)
+    calibration = insert_calibration(model, layers, prepared.config.batch_num)
+    balance_inputs(model, balance)
+    return weights, calibration
+
+
+def balance_and_quantize(
+    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig], balance: Balance
+) -> dict[str, LayerRecord]:
+    """Quantizes the weights of `layers`, in place; those of `balance` are balanced first."""
+    balance_weights(model, balance)
+    mode = prepared.config.fakequant_precision_mode
+    return with_balance(quantize_weights(model, prepared.facts, layers, mode), balance)
 
 
 def modified_graph(
-    prepared: Prepared, model: nn.Module, layers: Mapping[str, LayerConfig]
+    prepared: Prepared,
+    model: nn.Module,
+    layers: Mapping[str, LayerConfig],
+    balanced: Collection[str],
 ) -> ir.Model:
-    """The captured graph with the weights of a model that `start_calibration` has changed."""
+    """The captured graph with the weights of a model that `start_calibration` has changed.
+
+    The layers of `balanced` have weights that want a balanced input.
+    """
     write_weights(prepared.captured, model, prepared.facts, layers)
     graph = prepared.captured.model
     graph.metadata_props[QUANTIZED_LAYERS] = json.dumps(list(layers))
+    if balanced:
+        graph.metadata_props[BALANCED_LAYERS] = json.dumps(list(balanced))
     return graph
 
 
@@ -137,7 +157,6 @@ def check_offered(config: QuantConfig) -> None:
     """Raises RuntimeError for an algorithm that the configuration knows and is not here yet."""
     for name, layer in config.enabled.items():
         for key, asked in (
-            ("dmq_balancer_param", layer.dmq_balancer_param is not None),
             ("weight_quant_params.wts_algo", layer.weight_quant_params.wts_algo == "ada_quantize"),
         ):
             if asked:

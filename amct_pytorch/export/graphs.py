@@ -14,7 +14,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
-from ..records import OpType, Records, RecordTarget
+from ..records import LayerRecord, OpType, Records, RecordTarget
+from .balance import balance_input, check_balanced
 from .deploy import DeployWriter
 from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, weight_channels_first
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # The key under which the modified ONNX model names the layers to quantize.
 QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
+# The same for the layers whose weights are balanced: they are wrong without their balance factors.
+BALANCED_LAYERS = "amct_pytorch.balanced_layers"
 WRITERS: dict[str, Callable[[], Writer]] = {"deploy": DeployWriter, "fake_quant": FakeQuantWriter}
 
 
@@ -35,6 +38,7 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
     """The contents of the deploy and the fake_quant file, by the path of each form in `paths`."""
     ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
+    check_balanced(json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]")), records)
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
     targets = {name: _target(site) for name, site in sites.items()}
     targets |= {name: _recurrent_target(site) for name, site in recurrent_sites.items()}
@@ -43,6 +47,9 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
     for site in chosen.values():
         if site.node.op_type == "AveragePool":
             fold_pad(site.node)
+    for name, site in chosen.items():
+        if factors := records[name].tensor_balance_factor:
+            balance_input(modified.graph, name, site, factors)
     integers = {
         name: describe(name, site, records[name])
         for name, site in chosen.items()
@@ -63,7 +70,7 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
             exported, [(sites[name], layer) for name, layer in integers.items()], WRITERS[form]()
         )
         files.update(model_files(exported, path))
-    if missing := [name for name in configured if name not in records]:
+    if missing := [name for name in configured if not records.get(name, LayerRecord()).has_factors]:
         logger.warning(
             "%s has no factors for %s: left float (if the file was cut off, calibrate again)",
             records.source,
