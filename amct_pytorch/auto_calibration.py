@@ -60,7 +60,8 @@ def accuracy_based_auto_calibration(
     The float model is evaluated, then the one with every layer of the configuration quantized. If
     that does not satisfy, the layers are ranked by what quantization does to their output, and the
     strategy puts the most sensitive ones back to float. One calibration serves all of this; a
-    second one makes the factors of the winner, which is evaluated once more.
+    second one makes the factors of the winner, which is evaluated once more. With
+    `dmq_balancer_param` in the configuration one before all others finds the balance factors.
 
     Args:
         model: the trained float model; it is not changed.

@@ -38,11 +38,12 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
     """The contents of the deploy and the fake_quant file, by the path of each form in `paths`."""
     ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
-    check_balanced(json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]")), records)
+    balanced = json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
     targets = {name: _target(site) for name, site in sites.items()}
     targets |= {name: _recurrent_target(site) for name, site in recurrent_sites.items()}
     records.validate(targets)
+    check_balanced(balanced, records)
     chosen = {name: site for name, site in sites.items() if name in records}
     for site in chosen.values():
         if site.node.op_type == "AveragePool":
