@@ -189,6 +189,56 @@ def test_every_form_of_the_model_computes_the_same(kind, tmp_path):
     np.testing.assert_array_equal(run_deploy(flow.deploy, {"x": x.numpy()})["y"], fake_quant)
 
 
+OPTIONS = {
+    "hfmg": lambda c: c["0"].update(
+        activation_quant_params={"num_bits": 8, "act_algo": "hfmg", "num_of_bins": 1024}
+    ),
+    "int16": lambda c: c["0"]["activation_quant_params"].update(num_bits=16, asymmetric=False),
+    "one scale": lambda c: c["0"]["weight_quant_params"].update(channel_wise=False),
+    "6 bits": lambda c: c["0"]["weight_quant_params"].update(num_bits=6),
+    "fp16": lambda c: c.update(fakequant_precision_mode="FORCE_FP16_QUANT"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_balancing_goes_with_the_other_options(option, tmp_path):
+    model, batches = one_layer("Conv2d, grouped")
+    flow = balanced_ptq(tmp_path, model, batches, names=NAMES, edit=OPTIONS[option])
+    x = batches[0]
+    with torch.no_grad():
+        expected = model(x).numpy()
+    fake_quant = flow.run_fake_quant(x)
+    assert np.abs(fake_quant - expected).max() < 0.06 * np.abs(expected).max()
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)(x).numpy()
+    np.testing.assert_allclose(simulated, fake_quant, rtol=1e-6)
+    exact = run_deploy(flow.deploy, {"x": x.numpy()})["y"]
+    np.testing.assert_allclose(exact, fake_quant, rtol=1e-6)
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.up = nn.ConvTranspose1d(6, 4, 3, stride=2)
+
+    def forward(self, x):
+        return self.up(self.fc(input=x).transpose(1, 2), output_size=[8])
+
+
+def test_layers_called_with_keywords(tmp_path):
+    torch.manual_seed(0)
+    model, batches = Keywords().eval(), [torch.randn(2, 3, 6) for _ in range(2)]
+    flow = balanced_ptq(tmp_path, model, batches, names=NAMES)
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)
+    x = batches[0]
+    expected = simulated(x)
+    assert expected.shape == (2, 4, 8)
+    np.testing.assert_allclose(expected.numpy(), flow.run_fake_quant(x), rtol=1e-5, atol=1e-6)
+    halved = simulated.half()  # the factors keep their precision
+    assert halved.up.inverse.dtype == torch.float32
+    torch.testing.assert_close(halved(x.half()).float(), expected, rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize("opset", [11, 13, 17, 18])
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models(name, opset, tmp_path):
