@@ -15,8 +15,8 @@ from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
 from ..records import LayerRecord, OpType, Records, RecordTarget
-from .balance import balance_input, check_balanced
 from .deploy import DeployWriter
+from .dmq import balance_input, check_balanced
 from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, weight_channels_first
 from .model_file import model_files
