@@ -39,7 +39,7 @@ def quantize_preprocess(
     Raises FileNotFoundError for a missing `config_file`; RuntimeError if no enabled layer has
     `dmq_balancer_param`, for a model that was processed already, and when the model runs for NaN or
     infinity in the input of a layer and for factors that are out of range, both with the layer and
-    the batch; TypeError for an input that is neither float32 nor float16.
+    the batch; TypeError for an input that is not float32, float16 or bfloat16.
 
     Example::
 

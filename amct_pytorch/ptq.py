@@ -110,9 +110,12 @@ def quantize_model(
         dynamic_axes: per name {axis: name of the dimension} or a list of axes.
         opset_version: opset of all ONNX files, 11 to 23.
 
-    Raises TypeError for weights or activations that are neither float32 nor float16, RuntimeError
-    for NaN or infinity in them; both name the layer. Raises RuntimeError if balance factors are
-    missing, with the layers and batches that `quantize_preprocess` has seen. See
+    The ONNX files of a bfloat16 model compute in float32, which the converter and ONNX Runtime
+    have; those of a float16 model keep its type.
+
+    Raises TypeError for weights or activations that are not float32, float16 or bfloat16,
+    RuntimeError for NaN or infinity in them; both name the layer. Raises RuntimeError if balance
+    factors are missing, with the layers and batches that `quantize_preprocess` has seen. See
     `create_quant_config` for the others.
     """
     check_types(
@@ -148,8 +151,7 @@ def quantize_model(
     modified = modified_graph(prepared, model, prepared.layers, balance)
     keeper = RecordKeeper(os.path.abspath(record_file), weights, calibration)
     keep_record(model, keeper)
-    files: dict[str, bytes | str] = {**model_files(modified, modfied_onnx_file)}
-    files[record_file] = keeper.records().dumps()
+    files = {**model_files(modified, modfied_onnx_file), record_file: keeper.records().dumps()}
     write_files(files, warn_replaced=not balance)  # the balance factors of a record are kept
     return model
 

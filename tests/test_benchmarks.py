@@ -49,3 +49,11 @@ def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
     reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
+
+
+def test_large_model_of_64_megabytes(tmp_path, monkeypatch):
+    document = run_benchmark("large_model.py", ["--quick"], tmp_path, monkeypatch)
+    steps = [step["step"] for step in document["steps"]]
+    assert steps == ["create_quant_config", "quantize_model", "calibration", "save_model"]
+    assert max(step["copies"] for step in document["steps"]) < 3
+    assert document["difference"] < 1e-5

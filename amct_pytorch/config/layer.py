@@ -5,7 +5,14 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+)
 
 from .fields import ONLY_FLOAT, Strict, known, one_of, where
 from .problems import wrong_type, wrong_value
@@ -21,11 +28,29 @@ def _pair(value: object) -> object:
     return tuple(value)
 
 
+def _fits_range(step: float, info: ValidationInfo) -> float:
+    if step <= 0:
+        raise wrong_value("a number above 0")
+    if "search_range" in info.data:
+        # Decimals as printed: 1.3 - 0.7 is 0.6 there, and a step of 0.6 is allowed.
+        start, end = (Decimal(repr(x)) for x in info.data["search_range"])
+        if Decimal(repr(step)) > end - start:
+            raise wrong_value(f"at most {end - start}, the width of search_range")
+        least = (end - start) / MOST_CANDIDATES
+        if Decimal(repr(step)) < least:
+            raise wrong_value(f"at least {least:.3g}, for {MOST_CANDIDATES} candidates")
+    return step
+
+
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
+SearchRange = Annotated[Pair, where(lambda r: 0 < r[0] < r[1], "[start, end] with 0 < start < end")]
+# Of a model whose field before it is `search_range`.
+SearchStep = Annotated[float, AfterValidator(_fits_range), Field(validate_default=True)]
 Percentile = Annotated[float, where(lambda p: 0.5 < p <= 1, "a number above 0.5 and at most 1")]
 Fraction = Annotated[float, where(lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")]
 ACT_ALGO = known("ifmr", "hfmg")
 WTS_ALGO = known("arq_quantize", "ada_quantize")
+Bins = Annotated[int, one_of(1024, 2048, 4096, 8192)]
 ActivationBits = Annotated[int, one_of(4, 8, 16)]
 
 
@@ -35,27 +60,10 @@ class IfmrConfig(Strict):
     num_bits: ActivationBits = 8
     max_percentile: Percentile = 0.999999
     min_percentile: Percentile = 0.999999
-    search_range: Annotated[
-        Pair, where(lambda r: 0 < r[0] < r[1], "[start, end] with 0 < start < end")
-    ] = (0.7, 1.3)
-    search_step: float = Field(default=0.01, validate_default=True)
+    search_range: SearchRange = (0.7, 1.3)
+    search_step: SearchStep = 0.01
     act_algo: Annotated[Literal["ifmr"], ACT_ALGO] = "ifmr"
     asymmetric: bool
-
-    @field_validator("search_step")
-    @classmethod
-    def _fits_range(cls, step: float, info: ValidationInfo) -> float:
-        if step <= 0:
-            raise wrong_value("a number above 0")
-        if "search_range" in info.data:
-            # Decimals as printed: 1.3 - 0.7 is 0.6 there, and a step of 0.6 is allowed.
-            start, end = (Decimal(repr(x)) for x in info.data["search_range"])
-            if Decimal(repr(step)) > end - start:
-                raise wrong_value(f"at most {end - start}, the width of search_range")
-            least = (end - start) / MOST_CANDIDATES
-            if Decimal(repr(step)) < least:
-                raise wrong_value(f"at least {least:.3g}, for {MOST_CANDIDATES} candidates")
-        return step
 
 
 class HfmgConfig(Strict):
@@ -64,7 +72,7 @@ class HfmgConfig(Strict):
     num_bits: ActivationBits = 8
     act_algo: Annotated[Literal["hfmg"], ACT_ALGO] = "hfmg"
     asymmetric: bool
-    num_of_bins: Annotated[int, one_of(1024, 2048, 4096, 8192)] = 4096
+    num_of_bins: Bins = 4096
 
 
 class ArqConfig(Strict):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops._checks import check_dtype
 from ..ops.dmq import dmq_factor
 from .base import AmctLayer
 from .calibrate import Calibration
@@ -47,11 +48,7 @@ class BalanceProbe(AmctLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = self.first_input(args, kwargs)
         batch = f"batch {self.balancing.seen[self.name] + 1} of {self.balancing.batch_num}"
-        if x.dtype not in (torch.float32, torch.float16):
-            raise TypeError(
-                f"{self.name}: expected an activation of dtype float32 or float16, got "
-                f"{str(x.dtype).removeprefix('torch.')} ({batch})"
-            )
+        check_dtype(f"{self.name}: activation ({batch})", x)
         output = self.sub_module(*args, **kwargs)
         if self.balancing.seen[self.name] < self.balancing.batch_num:
             self._observe(x, batch)
@@ -148,17 +145,17 @@ def balanced_weight(name: str, module: Any, factors: Sequence[float]) -> Tensor:
 
 
 def inverse_factors(name: str, module: Any, factors: Sequence[float]) -> Tensor:
-    """fl(1/f) in the dtype of the layer, shaped against its input: [C, 1...], of Linear [C].
+    """fl(1/f), shaped against the input of the layer: [C, 1...], of Linear [C].
 
-    The inverse is rounded to float32 first. Raises RuntimeError, naming the layer, where the dtype
-    cannot hold it.
+    It is float32, as the exported graphs have it also for a bfloat16 layer; rounded once more to
+    float16 for a layer of that type. Raises RuntimeError, naming the layer, where that has no room.
     """
     weight: Tensor = module.weight
     inverse = 1 / torch.tensor(factors, dtype=torch.float32, device=weight.device)
-    rounded = inverse.to(weight.dtype)
+    rounded = inverse.half() if weight.dtype == torch.float16 else inverse
     if not bool((rounded > 0).all()) or not is_finite(rounded):
         raise RuntimeError(
-            f"{name}: expected inverse balance factors within {_dtype(weight)}, got "
+            f"{name}: expected inverse balance factors within float16, got "
             f"{float(inverse.min()):g} to {float(inverse.max()):g}; remove dmq_balancer_param from "
             "this layer, or lower it"
         )

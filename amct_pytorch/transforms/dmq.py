@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config.layer import LayerConfig
@@ -54,12 +55,12 @@ def insert_probes(model: nn.Module, strengths: Mapping[str, float], batch_num: i
     return balancing
 
 
+@torch.no_grad()
 def balance_weights(model: nn.Module, balance: Balance) -> None:
-    """Multiplies the weights of the layers of `balance` by their factors, in place."""
+    """Multiplies the weights of the layers of `balance` by their factors, in their memory."""
     for name, factors in balance.items():
         module: Any = model.get_submodule(name)
-        weight = balanced_weight(name, module, factors)
-        module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+        module.weight.copy_(balanced_weight(name, module, factors))
 
 
 def balance_inputs(model: nn.Module, balance: Balance) -> None:
