@@ -19,7 +19,6 @@ class Capability:
     six_seven_bits: bool = False  # 6- and 7-bit weights
     fusion: bool = False  # a following BatchNorm is folded in
     weights: bool = True  # has weights to quantize
-    ptq: bool = True  # post-training quantization offers it
     recurrent: bool = False  # has a hidden state, with factors of its own
 
 
@@ -31,20 +30,20 @@ CAPABILITIES: dict[type[nn.Module], Capability] = {
     nn.ConvTranspose2d: Capability(channel_wise=True, ada=True),
     nn.Linear: Capability(channel_wise=False, ada=True),
     nn.AvgPool2d: Capability(channel_wise=False, int16=False, dmq=False, weights=False),
-    nn.LSTM: Capability(channel_wise=True, dmq=False, ptq=False, recurrent=True),
-    nn.GRU: Capability(channel_wise=True, dmq=False, ptq=False, recurrent=True),
+    nn.LSTM: Capability(channel_wise=True, dmq=False, recurrent=True),
+    nn.GRU: Capability(channel_wise=True, dmq=False, recurrent=True),
 }
 
 BY_KIND: dict[str, Capability] = {cls.__name__: c for cls, c in CAPABILITIES.items()}
-PTQ_KINDS = tuple(kind for kind, capability in BY_KIND.items() if capability.ptq)
+KINDS = tuple(BY_KIND)
 
 
-def kind_of(module: nn.Module, recurrent: bool = False) -> str | None:
-    """The quantizable type `module` is an instance of (subclasses included), or None.
+def kind_of(module: nn.Module) -> str | None:
+    """The quantizable type `module` is an instance of (subclasses included), or None."""
+    return next((cls.__name__ for cls in CAPABILITIES if isinstance(module, cls)), None)
 
-    LSTM and GRU are such types only with `recurrent`.
-    """
-    for cls, capability in CAPABILITIES.items():
-        if isinstance(module, cls) and (recurrent or not capability.recurrent):
-            return cls.__name__
-    return None
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether `module` has a hidden state, with factors of its own."""
+    kind = kind_of(module)
+    return kind is not None and BY_KIND[kind].recurrent

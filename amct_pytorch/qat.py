@@ -65,7 +65,7 @@ def create_quant_retrain_config(
     check_writable(config_file)
     _check_not_wrapped(model)
     options = ExportOptions(opset_version=opset_version)
-    _, facts = capture_model(copy_model(model, required=False), input_data, options, recurrent=True)
+    _, facts = capture_model(copy_model(model, required=False), input_data, options)
     if config_defination is None:
         config = RetrainConfig.generate(facts)
     else:
@@ -115,7 +115,7 @@ def create_quant_retrain_model(
     check_writable(record_file)
     _check_not_wrapped(model)
     model = copy_model(model)
-    _, facts = capture_model(model, input_data, options, recurrent=True)
+    _, facts = capture_model(model, input_data, options)
     insert_quantizers(model, facts, RetrainConfig.load(config_file, facts))
     write_files({record_file: ""})
     return model
@@ -221,7 +221,7 @@ def save_quant_retrain_model(
 
     exported = copy_model(unwrapped(model)).eval()
     records = Records(remove_quantizers(exported), source=record_file)
-    captured, facts = capture_model(exported, input_data, options, recurrent=True)
+    captured, facts = capture_model(exported, input_data, options)
     _check_config(config_file, RetrainConfig.load(config_file, facts), facts, layers)
     name_layers(captured, facts)
     files = graph_files(captured.model, records, paths)

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -129,21 +128,18 @@ def copy_model(model: nn.Module, required: bool = True) -> nn.Module:
 
 
 def capture_model(
-    model: nn.Module, input_data: Any, options: ExportOptions, recurrent: bool = False
+    model: nn.Module, input_data: Any, options: ExportOptions
 ) -> tuple[Capture, ModelFacts]:
-    """One capture of `model` and its facts; RuntimeError for a model that cannot be used.
-
-    LSTM and GRU are among the layers only with `recurrent`.
-    """
+    """One capture of `model` and its facts; RuntimeError for a model that cannot be used."""
     check_not_processed(model)
     split_input_data(input_data)
-    if kind_of(model, recurrent) is not None:
+    if kind_of(model) is not None:
         raise RuntimeError(
             f"the model itself is a {type(model).__name__} layer, which has no name to configure; "
             "wrap it: torch.nn.Sequential(model)"
         )
-    captured = capture(model, input_data, options, partial(is_of_interest, recurrent=recurrent))
-    return captured, analyze(model, captured, recurrent)
+    captured = capture(model, input_data, options, is_of_interest)
+    return captured, analyze(model, captured)
 
 
 def list_float_layers(facts: ModelFacts) -> None:

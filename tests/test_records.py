@@ -436,7 +436,7 @@ MISSING = "expected in every quantized layer, found none"
             "offset_r: expected as many as scale_w (3), found 1",
         ),
         ("lstm", recurrent(4, act_type="INT4"), RuntimeError, "expected INT8 or INT16, got 'INT4'"),
-        ("lstm", recurrent(4, wts_type="INT4"), RuntimeError, "expected INT8, got 'INT4'"),
+        ("lstm", recurrent(4, wts_type="INT6"), RuntimeError, "INT4 or INT8, got 'INT6'"),
         ("gru", recurrent(3, dst_type="INT4"), RuntimeError, "expected INT8, got 'INT4'"),
         ("lstm", recurrent(4, shift_bit=(1,) * 4), RuntimeError, "expected none for an LSTM"),
         (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..capability import BY_KIND, PTQ_KINDS, Capability
+from ..capability import BY_KIND, KINDS, Capability
 from ..graph import Layer
 from .problems import Problem, shown
 
@@ -34,12 +34,12 @@ Limits = Callable[[ConfigT, Layer], Iterator[Refusal[ConfigT]]]  # all that a la
 
 
 def types_that(can: Callable[[Capability], bool]) -> str:
-    """The names of the layer types of post-training quantization whose capability `can` accepts.
+    """The names of the layer types whose capability `can` accepts.
 
     >>> types_that(lambda capability: capability.fusion)
     'Conv1d, Conv2d, Conv3d'
     """
-    return ", ".join(kind for kind in PTQ_KINDS if can(BY_KIND[kind]))
+    return ", ".join(kind for kind in KINDS if can(BY_KIND[kind]))
 
 
 def why_not_int16(layer: Layer) -> str:
@@ -68,4 +68,7 @@ def why_not_packed(layer: Layer) -> str:
         return f"4-bit weights need groups=1, this layer has groups={layer.groups}"
     if layer.in_channels % 2:
         return f"4-bit weights need an even number of inputs, this layer has {layer.in_channels}"
+    if BY_KIND[layer.kind].recurrent and layer.out_channels % 2:
+        size = layer.out_channels
+        return f"4-bit weights need an even size of the hidden state, this layer has {size}"
     return ""

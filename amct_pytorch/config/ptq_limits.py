@@ -19,12 +19,18 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
 
     if config.dmq_balancer_param is not None and not can.dmq:
         reason = f"{layer.kind} has no weights to balance with"
+        if can.weights:
+            reason = f"balancing is for {types_that(lambda c: c.dmq)}, not {layer.kind}"
         without = config.model_copy(update={"dmq_balancer_param": None})
         found = config.dmq_balancer_param
         yield Refusal(("dmq_balancer_param",), found, "none", reason, without)
     if activation.num_bits == 16 and (reason := why_not_int16(layer)):
         without = _with(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without)
+    if activation.num_bits == 4 and can.recurrent:
+        reason = f"the operator of {layer.kind} has activations of 8 or 16 bits"
+        without = _with(config, _ACT, num_bits=8)
+        yield Refusal((_ACT, "num_bits"), 4, "8 or 16", reason, without)
     if activation.asymmetric and not can.asymmetric:
         reason = f"activations of {layer.kind} are symmetric"
         without = _with(config, _ACT, asymmetric=False)

@@ -22,7 +22,7 @@ def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[Retra
     if BY_KIND[layer.kind].recurrent and "INT4" in (data.dst_type, weight.dst_type):
         part = _ACT if data.dst_type == "INT4" else _WTS
         without = _with(_with(config, _ACT, dst_type="INT8"), _WTS, dst_type="INT8")
-        reason = f"the operator of {layer.kind} has 8-bit weights and no 4-bit activations"
+        reason = f"training of {layer.kind} is for 8-bit weights and no 4-bit activations"
         yield Refusal((part, "dst_type"), "INT4", '"INT8"', reason, without)
         return
     if data.num_bits == 16 and (reason := why_not_int16(layer)):

@@ -35,3 +35,12 @@ def quantized(x: Array, inverse: float, offset: float, bits: int) -> NDArray[np.
     codes = np.rint(x.astype(np.float32) * np.float32(inverse)) + np.float32(offset)
     clipped: NDArray[np.float32] = np.clip(codes, -half, half - 1)
     return clipped
+
+
+def unpacked(weight: Array, axis: int, channels: int) -> NDArray[np.float64]:
+    """Weights as float64; two INT4 codes a byte along `axis` when it is half as long as it must."""
+    if weight.shape[axis] * 2 == channels:
+        low, high = (weight.astype(np.int8) << 4) >> 4, weight.astype(np.int8) >> 4
+        pairs = np.stack([low, high], axis=axis + 1)
+        weight = pairs.reshape(*weight.shape[:axis], channels, *weight.shape[axis + 1 :])
+    return weight.astype(np.float64)

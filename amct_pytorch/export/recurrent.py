@@ -27,6 +27,7 @@ DEPLOY_OPS = {
     "LSTM": "BasicLSTMInplaceFillWindowCache",
     "GRU": "BasicGRUInplaceFillWindowCache",
 }
+INPUT_AXIS = 2  # of W and R: two 4-bit codes a byte along it
 QUANT_DTYPE = {8: 2, 16: 6}  # the graph engine's numbers of int8 and int16
 APPROXIMATE = "Approximate: the hidden state is quantized before the first step only, not between."
 
@@ -46,6 +47,7 @@ class IntegerRecurrent:
     scale_h: np.float32
     offset_h: int
     act_bits: int
+    wts_bits: int
     weight: NDArray[np.int8]  # [1, G*H, I]
     recurrence: NDArray[np.int8]  # [1, G*H, H]
     bias: NDArray[np.int32]  # [1, 2*G*H]
@@ -61,7 +63,13 @@ def describe_recurrent(name: str, site: RecurrentSite, record: LayerRecord) -> I
     assert record.offset_d is not None
     assert record.scale_h is not None
     assert record.offset_h is not None
-    rows = site.weight.shape[1]
+    _, rows, inputs = site.weight.shape
+    sizes = inputs, site.recurrence.shape[2]
+    if record.wts_bits == 4 and any(size % 2 for size in sizes):
+        raise RuntimeError(
+            f"{name}: expected an even size of input and hidden state, whose 4-bit weights are "
+            f"packed in pairs, got {sizes[0]} and {sizes[1]}; use 8-bit weights"
+        )
     scale_d, scale_h = np.float32(record.scale_d), np.float32(record.scale_h)
     deq_scale = product_scale(name, record, "scale_w", "scale_d")
     deq_scale_h = product_scale(name, record, "scale_r", "scale_h")
@@ -79,8 +87,9 @@ def describe_recurrent(name: str, site: RecurrentSite, record: LayerRecord) -> I
         scale_h=scale_h,
         offset_h=record.offset_h,
         act_bits=record.act_bits,
-        weight=_codes(site.weight, scale_w),
-        recurrence=_codes(site.recurrence, scale_r),
+        wts_bits=record.wts_bits,
+        weight=_codes(site.weight, scale_w, record.wts_bits),
+        recurrence=_codes(site.recurrence, scale_r, record.wts_bits),
         bias=np.concatenate(halves)[None],
         deq_scale=deq_scale,
         deq_scale_h=deq_scale_h,
@@ -93,7 +102,11 @@ def write_deploy(graph: ir.Graph, layer: IntegerRecurrent, at: RecurrentSite) ->
     """Turns the node into the operator of the NPU; its name and its outputs stay."""
     node, name = at.node, layer.name
     x, h, c = at.input, at.initial_h, at.initial_c
-    replace_recurrent_constants(at, name, layer.weight, layer.recurrence, layer.bias)
+    weight, recurrence = layer.weight, layer.recurrence
+    if layer.wts_bits == 4:
+        weight = host.pack_int4(weight, INPUT_AXIS)
+        recurrence = host.pack_int4(recurrence, INPUT_AXIS)
+    replace_recurrent_constants(at, name, weight, recurrence, layer.bias)
     _, w, r, b, *_ = node.inputs
     scales = np.concatenate([layer.deq_scale, layer.deq_scale_h])
     zeros = np.zeros(scales.size, np.int8)
@@ -168,10 +181,10 @@ def _deploy_attributes(layer: IntegerRecurrent) -> list[ir.Attr]:
     ]
 
 
-def _codes(weight: Array, scales: NDArray[np.float32]) -> NDArray[np.int8]:
+def _codes(weight: Array, scales: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
     by_row = _by_row(scales, weight.shape[1])
     rows = torch.from_numpy(np.array(weight[0], order="C"))  # torch wants writable memory
-    codes: NDArray[np.int8] = codes_of(rows, by_row.tolist(), 8).numpy()
+    codes: NDArray[np.int8] = codes_of(rows, by_row.tolist(), bits).numpy()
     return codes[None]
 
 

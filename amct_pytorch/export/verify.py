@@ -20,7 +20,7 @@ from onnx.reference.op_run import OpRun
 
 from .._binary import host
 from ..graph.site import LAYER_OPS
-from .integer_op import DOMAIN, Array, IntegerOp, quantized
+from .integer_op import DOMAIN, Array, IntegerOp, quantized, unpacked
 from .verify_recurrent import BasicGRUInplaceFillWindowCache, BasicLSTMInplaceFillWindowCache
 
 BITS = {"INT4": 4, "INT8": 8, "INT16": 16}
@@ -87,12 +87,7 @@ def _codes(x: Array, x_offset: float) -> torch.Tensor:
 
 
 def _unpacked(weight: Array, axis: int, channels: int) -> torch.Tensor:
-    """Weights as float64; two INT4 codes a byte along `axis` when it is half as long as it must."""
-    if weight.shape[axis] * 2 == channels:
-        low, high = (weight.astype(np.int8) << 4) >> 4, weight.astype(np.int8) >> 4
-        pairs = np.stack([low, high], axis=axis + 1)
-        weight = pairs.reshape(*weight.shape[:axis], channels, *weight.shape[axis + 1 :])
-    return torch.from_numpy(weight.astype(np.float64))
+    return torch.from_numpy(unpacked(weight, axis, channels))
 
 
 def _bias(bias: Array | None) -> torch.Tensor | None:

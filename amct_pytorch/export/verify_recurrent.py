@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._binary import host
-from .integer_op import Array, IntegerOp, int32, quantized
+from .integer_op import Array, IntegerOp, int32, quantized, unpacked
 
 Float = NDArray[np.float32]
 # (gates of the input, gates of the hidden state, hidden state) -> the next hidden state
@@ -88,7 +88,8 @@ def _unrolled(
         inverse, offset = attributes[f"quant_scale_{of}"], attributes[f"quant_offset_{of}"]
         codes = quantized(values, inverse, offset, bits) - np.float32(offset)
         # In float64 every sum below 2^53 is exact.
-        sums = codes.astype(np.float64) @ weight[0].T.astype(np.float64) + bias
+        weights = unpacked(weight, 2, values.shape[-1])[0]
+        sums = codes.astype(np.float64) @ weights.T + bias
         return int32(sums).astype(np.float32) * scale
 
     hidden: Float = h[0]

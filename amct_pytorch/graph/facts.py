@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from ..capability import BY_KIND, PTQ_KINDS, kind_of
+from ..capability import BY_KIND, KINDS, kind_of
 from .capture import Capture
 from .lazy_array import LazyArray
 from .recurrent import why_not_module, why_not_node
@@ -50,12 +50,12 @@ class ModelFacts:
     layers: dict[str, Layer]  # every module of a quantizable type, in named_modules() order
     modules: dict[str, str]  # every module path -> class name
     batch_norms: dict[str, str] = field(default_factory=dict)  # BatchNorm -> conv it follows alone
-    kinds: tuple[str, ...] = PTQ_KINDS  # the quantizable types that were looked for
+    kinds: tuple[str, ...] = KINDS  # the quantizable types that were looked for
 
 
-def is_of_interest(module: nn.Module, recurrent: bool = False) -> bool:
+def is_of_interest(module: nn.Module) -> bool:
     """Whether a capture has to know which nodes `module` made."""
-    return kind_of(module, recurrent) is not None or isinstance(module, BATCH_NORMS)
+    return kind_of(module) is not None or isinstance(module, BATCH_NORMS)
 
 
 def main_nodes(capture: Capture, name: str, kind: str) -> list[ir.Node]:
@@ -63,15 +63,12 @@ def main_nodes(capture: Capture, name: str, kind: str) -> list[ir.Node]:
     return [n for n in capture.nodes.get(name, ()) if n.op_type in MAIN_OPS[kind]]
 
 
-def analyze(model: nn.Module, capture: Capture, recurrent: bool = False) -> ModelFacts:
-    """The facts of `model` as `capture` (of the same model) shows them.
-
-    LSTM and GRU are layers only with `recurrent`, which the capture must have had too.
-    """
+def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
+    """The facts of `model` as `capture` (of the same model) shows them."""
     owners = _parameter_owners(model)
     layers = {}
     for name, module in model.named_modules():
-        kind = kind_of(module, recurrent)
+        kind = kind_of(module)
         if kind is None:
             continue
         reason = _reason(name, module, kind, capture, owners)
@@ -90,8 +87,7 @@ def analyze(model: nn.Module, capture: Capture, recurrent: bool = False) -> Mode
             out_channels=_first_of(module, "out_channels", "out_features", "hidden_size"),
         )
     modules = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
-    kinds = tuple(BY_KIND) if recurrent else PTQ_KINDS
-    return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners), kinds)
+    return ModelFacts(layers, modules, _batch_norms(model, capture, layers, owners))
 
 
 def _input(node: ir.Node, own: list[ir.Node]) -> tuple[str, str]:

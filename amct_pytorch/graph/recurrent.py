@@ -14,7 +14,7 @@ import onnx_ir as ir
 from torch import nn
 
 from ..layers.gates import gates_to_onnx
-from .lazy_array import Array
+from .lazy_array import Array, LazyArray
 from .site import UnsupportedSiteError, constant_of, replace_input
 
 GATES = {"LSTM": 4, "GRU": 3}
@@ -79,14 +79,18 @@ def locate_recurrent(node: ir.Node) -> RecurrentSite:
 
 
 def replace_recurrent_constants(
-    site: RecurrentSite, name: str, weight: Array, recurrence: Array, bias: Array
+    site: RecurrentSite, name: str, weight: Array, recurrence: Array, bias: Array | None = None
 ) -> None:
-    """Gives the node initializers of its own: `<name>.weight`, `.recurrence` and `.bias`."""
+    """Gives the node initializers of its own: `<name>.weight`, `.recurrence` and `.bias`.
+
+    Without `bias` what stands there is left.
+    """
     graph = site.node.graph
     assert isinstance(graph, ir.Graph)
     constants = {"weight": weight, "recurrence": recurrence, "bias": bias}
     for index, (part, array) in enumerate(constants.items(), start=1):
-        replace_input(graph, site.node, index, f"{name}.{part}", array)
+        if array is not None:
+            replace_input(graph, site.node, index, f"{name}.{part}", array)
 
 
 def why_not_module(module: nn.Module) -> str | None:
@@ -95,6 +99,9 @@ def why_not_module(module: nn.Module) -> str | None:
     for name, value in allowed.items():
         if getattr(module, name) != value:
             return f"it has {name}={getattr(module, name)}, only {value} can be quantized"
+    own = type(module).forward
+    if own is not nn.LSTM.forward and own is not nn.GRU.forward:
+        return f"its class {type(module).__name__} has a forward of its own"
     keys = ("weight_ih_l0", "weight_hh_l0") + (("bias_ih_l0", "bias_hh_l0") if module.bias else ())
     for key in keys:
         if key not in module._parameters:
@@ -116,7 +123,7 @@ def why_not_node(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node])
             return "it is called on an input without a batch dimension"
         return f"its forward runs {producer.op_type} before {node.op_type}"
     for name, array in (("weight_ih_l0", site.weight), ("weight_hh_l0", site.recurrence)):
-        rows = gates_to_onnx(module.get_parameter(name).detach().cpu(), kind).numpy()
+        rows = LazyArray.of_tensor(gates_to_onnx(module.get_parameter(name), kind)).read()
         if not np.array_equal(array, rows[None], equal_nan=True):
             return f"its {name} is computed in forward, not its parameter"
     return None

@@ -23,6 +23,7 @@ class Calibration:
     batch_num: int
     seen: dict[str, int] = field(default_factory=dict)
     factors: dict[str, tuple[float, int]] = field(default_factory=dict)
+    hidden: dict[str, tuple[float, int]] = field(default_factory=dict)  # of LSTM and GRU
     left_float: dict[str, str] = field(default_factory=dict)  # layer -> reason
     observed: Callable[[], None] | None = None  # called when a layer has seen a batch
 
@@ -60,7 +61,7 @@ class CalibratedLayer(AmctLayer):
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = self.first_input(args, kwargs)
-        check_dtype(f"{self.name}: activation", x)
+        check_activation(self.name, x)
         output = self.sub_module(*args, **kwargs)
         if self.calibrator is not None:
             self._observe(x)
@@ -87,13 +88,25 @@ class CalibratedLayer(AmctLayer):
     def _finish(self, x: Tensor, scale: Tensor, offset: Tensor) -> None:
         self.calibrator = None
         factors = float(scale), int(offset)
-        largest = float(x.abs().amax()) if x.numel() else 0.0
-        # Ops give scale 1 to ranges under the floor; that must not erase a signal silently.
-        if factors[0] == 1.0 and 0.0 < largest < 0.5:
-            reason = (
-                f"its input range is real but tiny (largest magnitude {largest:.3g}), "
-                "below what a scale can express"
-            )
+        reason = why_too_small("input", x, factors[0])
+        if reason:
             self.calibration.left_float[self.name] = reason
         else:
             self.calibration.factors[self.name] = factors
+
+
+def check_activation(name: str, x: Tensor) -> None:
+    """Raises TypeError for an activation of a type that cannot be calibrated."""
+    check_dtype(f"{name}: activation", x)
+
+
+def why_too_small(what: str, x: Tensor, scale: float) -> str:
+    """Why `scale` cannot stand for the range of `x`, or an empty text."""
+    largest = float(x.abs().amax()) if x.numel() else 0.0
+    # Ops give scale 1 to ranges under the floor; that must not erase a signal silently.
+    if scale == 1.0 and 0.0 < largest < 0.5:
+        return (
+            f"its {what} range is real but tiny (largest magnitude {largest:.3g}), "
+            "below what a scale can express"
+        )
+    return ""

@@ -20,6 +20,20 @@ def gates_to_onnx(rows: Tensor, kind: str) -> Tensor:
     >>> gates_to_onnx(torch.tensor([0.1, 0.2, 0.3, 0.4]), "LSTM")
     tensor([0.1000, 0.4000, 0.2000, 0.3000])
     """
+    return _chosen(rows, TORCH_GATE[kind])
+
+
+def gates_to_torch(rows: Tensor, kind: str) -> Tensor:
+    """The inverse of `gates_to_onnx`.
+
+    >>> import torch
+    >>> gates_to_torch(torch.tensor([0.1, 0.4, 0.2, 0.3]), "LSTM")
+    tensor([0.1000, 0.2000, 0.3000, 0.4000])
+    """
     order = TORCH_GATE[kind]
+    return _chosen(rows, tuple(order.index(gate) for gate in range(len(order))))
+
+
+def _chosen(rows: Tensor, order: tuple[int, ...]) -> Tensor:
     gates = rows.reshape(len(order), -1, *rows.shape[1:])
     return gates[list(order)].reshape(rows.shape)

@@ -9,34 +9,27 @@ initial state, and between the steps the hidden state as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..ops.fake_quantize import fake_quantize
 from .gradient import with_gradient_of
-from .integers import bias_codes, dequant_scale, to_half_precision
+from .integers import to_half_precision
 from .learned_range import LearnedRange
 from .learned_weight import LearnedWeight, WeightOptions
 from .range_init import RangeOptions
+from .recurrent_constants import RecurrentFactors, constants_of
+from .run_recurrent import (
+    State,
+    hidden_states,
+    initial_state,
+    recurrent_weights,
+    run_recurrent,
+)
 
-State = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM: [1, B, H] each
 HIDDEN, RECURRENT = "acts_h", "rec_wts"  # prefixes beside "acts" and "wts"
-
-
-@dataclass(frozen=True)
-class RecurrentFactors:
-    """The factors of an LSTM or GRU in the order of torch's gates: float32 and int32 tensors."""
-
-    scale_d: Tensor
-    offset_d: Tensor
-    scale_w: Tensor  # [G] or [G * H]
-    scale_h: Tensor
-    offset_h: Tensor
-    scale_r: Tensor  # as scale_w
 
 
 class QuantizedRecurrence(LearnedRange, LearnedWeight):
@@ -72,8 +65,7 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
             return
         with torch.no_grad():
             output, _ = run_recurrent(module, x, state, recurrent_weights(module))
-            steps = output.transpose(0, 1) if module.batch_first else output
-            self.observe_input(torch.cat([state[0], steps[:-1]]), HIDDEN)
+            self.observe_input(hidden_states(module, state, output), HIDDEN)
 
     def trained(self, module: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Output and last state with fake-quantized input, hidden states and weights."""
@@ -99,22 +91,7 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
     ) -> tuple[Tensor, State]:
         """Output and last state as the fake_quant graph computes them."""
         factors = self.recurrent_factors(module, force_fp16)
-        bits = self.range_init().options.num_bits
-        w_ih, w_hh, *biases = recurrent_weights(module)
-        deq_x = dequant_scale(factors.scale_w, factors.scale_d, force_fp16)
-        deq_h = dequant_scale(factors.scale_r, factors.scale_h, force_fp16)
-        weights = [
-            self._by_codes(module, w_ih, factors.scale_w, deq_x / factors.scale_d, force_fp16),
-            self._by_codes(module, w_hh, factors.scale_r, deq_h / factors.scale_h, force_fp16),
-        ]
-        for bias, deq_scale in zip(biases, (deq_x, deq_h), strict=False):
-            by_row = deq_scale.repeat_interleave(len(bias) // deq_scale.numel())
-            weights.append((bias_codes(bias, by_row) * by_row.double()).float())
-        x = fake_quantize(x.float(), factors.scale_d, factors.offset_d, bits)
-        h = fake_quantize(state[0].float(), factors.scale_h, factors.offset_h, bits)
-        rest = tuple(s.float() for s in state[1:])
-        with torch.autocast(x.device.type, enabled=False):
-            return run_recurrent(module, x, (h, *rest), weights)
+        return constants_of(module, factors).run(module, x, state)
 
     @torch.no_grad()
     def recurrent_factors(self, module: Any, force_fp16: bool = False) -> RecurrentFactors:
@@ -125,7 +102,17 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
             scale_d, scale_h = to_half_precision(scale_d), to_half_precision(scale_h)
         w_ih, w_hh = (self.rows(module, w.detach()) for w in recurrent_weights(module)[:2])
         scale_w, scale_r = self.weight_scale(w_ih), self.weight_scale(w_hh, RECURRENT)
-        return RecurrentFactors(scale_d, offset_d, scale_w, scale_h, offset_h, scale_r)
+        return RecurrentFactors(
+            scale_d,
+            offset_d,
+            scale_w,
+            scale_h,
+            offset_h,
+            scale_r,
+            act_bits=self.range_init().options.num_bits,
+            wts_bits=self.wts_options.num_bits,
+            force_fp16=force_fp16,
+        )
 
     def run_quantized(
         self, module: Any, x: Tensor, hx: Any, force_fp16: bool = False
@@ -138,7 +125,6 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
             output, last = self.trained(module, x, state)
         else:
             output, last = self.evaluated(module, x, state, force_fp16)
-            output, last = output.to(x.dtype), tuple(s.to(x.dtype) for s in last)
             if torch.is_grad_enabled():
                 wanted, states = self.trained(module, x, state)
                 output = with_gradient_of(output, wanted)
@@ -153,51 +139,6 @@ class QuantizedRecurrence(LearnedRange, LearnedWeight):
     def fake_weight(self, module: Any, weight: Tensor, prefix: str) -> Tensor:
         """A weight fake-quantized as in training."""
         return self.quantize_weight(self.rows(module, weight), prefix).reshape(weight.shape)
-
-    def _by_codes(
-        self, module: Any, weight: Tensor, scale: Tensor, truncated: Tensor, force_fp16: bool
-    ) -> Tensor:
-        rows = self.rows(module, weight.detach())
-        bits = self.wts_options.num_bits
-        zeros = torch.zeros_like(scale, dtype=torch.int32)
-        values = fake_quantize(rows.float(), scale, zeros, bits, 0)
-        if force_fp16:  # the codes under the scale that the truncated product leaves
-            values = torch.round(values / scale[:, None]) * truncated[:, None]
-        return values.reshape(weight.shape)
-
-
-def initial_state(name: str, module: Any, x: Tensor, hx: Any) -> State:
-    """The state that a call begins with, zeros for None; RuntimeError for an unbatched input."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected an input tensor, got {type(x).__name__}")
-    if x.dim() != 3:
-        raise RuntimeError(f"{name}: expected an input of 3 dimensions, got {list(x.shape)}")
-    if hx is not None:
-        return tuple(hx) if isinstance(module, nn.LSTM) else (hx,)
-    zeros = x.new_zeros(1, x.shape[0 if module.batch_first else 1], module.hidden_size)
-    return (zeros, zeros) if isinstance(module, nn.LSTM) else (zeros,)
-
-
-def recurrent_weights(module: Any) -> list[Tensor]:
-    """weight_ih, weight_hh and, if there are any, bias_ih and bias_hh."""
-    keys = ["weight_ih_l0", "weight_hh_l0"]
-    keys += ["bias_ih_l0", "bias_hh_l0"] if module.bias else []
-    return [getattr(module, key) for key in keys]
-
-
-def run_recurrent(
-    module: Any, x: Tensor, state: State, weights: list[Tensor]
-) -> tuple[Tensor, State]:
-    """torch's own LSTM or GRU on the given weights."""
-    if isinstance(module, nn.LSTM):
-        output, h, c = torch._VF.lstm(
-            x, list(state), weights, module.bias, 1, 0.0, False, False, module.batch_first
-        )
-        return output, (h, c)
-    output, h = torch._VF.gru(
-        x, state[0], weights, module.bias, 1, 0.0, False, False, module.batch_first
-    )
-    return output, (h,)
 
 
 def _lstm_step(from_input: Tensor, from_hidden: Tensor, state: State) -> State:

@@ -28,7 +28,7 @@ _TYPES = {
 _RECURRENT_TYPES = {
     "dst_type": ("INT8",),
     "act_type": ("INT8", "INT16"),
-    "wts_type": ("INT8",),
+    "wts_type": ("INT4", "INT8"),
 }
 _PER_CHANNEL = ("Conv", "ConvTranspose", "LSTM", "GRU")
 _ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # in int32: a shift is possible

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capability import is_recurrent
 from ..graph import Layer
-from ..layers.channels import channels_first
-from ..ops.fake_quantize import fake_quantize
-from ..ops.similarity import similarity
 from ..records import LayerRecord
 from ..search.judgement import plain, shown
 from ..search.measure import Measured
@@ -21,6 +19,7 @@ from ..search.model_search import ModelSearch, full_name
 from ..search.result import AutoCalibrationResult, Trial
 from ..version import __version__
 from .states import layer_states
+from .weights import weight_of, weight_sqnr
 
 
 def describe_run(
@@ -149,7 +148,7 @@ def _layers(search: ModelSearch, winner: Trial | None) -> list[dict[str, Any]]:
 def _sizes(search: ModelSearch, layer: Layer, quantized: bool) -> dict[str, Any]:
     module = search.prepared.model.get_submodule(layer.name)
     seen = search.measured.get(layer.name)
-    weight: Tensor | None = getattr(module, "weight", None)
+    weight = weight_of(module)
     config = search.prepared.config.layers.get(layer.name)
     bits = config.weight_quant_params.num_bits if config and weight is not None else None
     float_bytes = deploy_bytes = 0 if weight is None else weight.nbytes
@@ -171,7 +170,11 @@ def _macs(module: nn.Module, kind: str, seen: Measured) -> int:
     """Multiplications of one sample."""
     if kind == "AvgPool2d":
         return 0
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = weight_of(module)
+    assert weight is not None
+    if is_recurrent(module):
+        steps = seen.output_shape[1 if module.batch_first else 0]
+        return steps * weight.numel()
     shape = seen.input_shape if kind.startswith("ConvTranspose") else seen.output_shape
     return math.prod(shape[1:]) * math.prod(weight.shape[1:])
 
@@ -199,18 +202,10 @@ def _losses(seen: Measured | None) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def _weight_sqnr(search: ModelSearch, layer: Layer, record: LayerRecord | None) -> float | None:
     if record is None or record.wts_type is None:
         return None
-    module: Any = search.prepared.model.get_submodule(layer.name)
-    rows = channels_first(module.weight, layer.kind.startswith("ConvTranspose"), layer.groups)
-    scale = torch.tensor(record.scale_w, device=rows.device)
-    offset = torch.zeros_like(scale, dtype=torch.int32)
-    axis = 0 if len(scale) > 1 else None
-    if axis is None:
-        scale, offset = scale[0], offset[0]
-    return similarity(rows, fake_quantize(rows, scale, offset, record.wts_bits, axis)).sqnr_db
+    return weight_sqnr(search.prepared.model.get_submodule(layer.name), layer, record)
 
 
 def _sum(layers: list[dict[str, Any]], key: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.simulate import SimulatedLayer
+from ..layers.simulate import Simulated
 from ..ops.fake_quantize import fake_quantize
 from ..ops.similarity import Similarity, from_sums, similarity_sums
 from .judgement import is_number, plain
@@ -49,7 +49,7 @@ class _Sums:
 
 @contextmanager
 def measuring(
-    layers: Mapping[str, SimulatedLayer], sensitivity: SensitivityBase, batch_num: int
+    layers: Mapping[str, Simulated], sensitivity: SensitivityBase, batch_num: int
 ) -> Iterator[dict[str, _Sums]]:
     """Switches `layers` off and observes each while the model runs, in its first `batch_num` calls.
 
@@ -57,12 +57,13 @@ def measuring(
     """
     seen: dict[str, _Sums] = {}
 
-    def observe(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-        x = layer.to_quantize(args, kwargs).detach()
+    def observe(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+        x, output = layer.to_quantize(args, kwargs).detach(), _first(output)
         sums = seen.setdefault(layer.name, _Sums(list(x.shape), list(output.shape)))
         if len(sums.outputs) < batch_num:
             with torch.no_grad():
-                _add(sums, layer, x, output, layer.quantized(*args, **kwargs), sensitivity)
+                quantized = _first(layer.quantized(*args, **kwargs))
+                _add(sums, layer, x, output, quantized, sensitivity)
 
     was = {name: layer.enabled for name, layer in layers.items()}
     hooks = [layer.register_forward_hook(observe, with_kwargs=True) for layer in layers.values()]
@@ -82,9 +83,15 @@ def measured(seen: Mapping[str, _Sums], sensitivity: SensitivityBase) -> dict[st
     return {name: _finish(sums, sensitivity) for name, sums in seen.items()}
 
 
+def _first(output: Any) -> Tensor:
+    """The outputs of all steps, where a layer returns its last state too."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
 def _add(
     sums: _Sums,
-    layer: SimulatedLayer,
+    layer: Simulated,
     x: Tensor,
     output: Tensor,
     quantized: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..config.ptq import QuantConfig
 from ..layers.calibrate import Calibration
-from ..layers.simulate import SimulatedLayer
+from ..layers.simulate import Simulated
 from ..records import Records
 from ..steps import Prepared, start_calibration
 from ..transforms.dmq import balance_of, balanced_layers, insert_probes
@@ -42,7 +42,7 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         self.simulation: nn.Module | None = None  # by the factors in use
         self.measured: dict[str, Measured] = {}
         self.left_float: dict[str, str] = {}  # layer -> why calibration has no factors for it
-        self._layers: dict[str, SimulatedLayer] = {}
+        self._layers: dict[str, Simulated] = {}
         self._parsed: dict[str, Records] = {}  # by their text: parsing is slow
         self._replay = Replay(prepared.config.batch_num)
 
@@ -59,7 +59,9 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         self._check_batches(calibration)
         known = {n: record for n, record in weights.items() if n in calibration.factors}
         self.left_float |= _reasons(calibration)
-        records = records_so_far(known, Calibration(0, factors=calibration.factors))
+        records = records_so_far(
+            known, Calibration(0, factors=calibration.factors, hidden=calibration.hidden)
+        )
         factors = records.dumps()
         self._parsed[factors] = records
         return factors

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ..calibrators import HFMG, IFMR
+from ..capability import is_recurrent
 from ..config.layer import ActivationConfig, HfmgConfig, LayerConfig
 from ..layers.calibrate import CalibratedLayer, Calibration, Calibrator
+from ..layers.calibrate_recurrent import CalibratedRecurrent
 from ..layers.integers import to_half_precision
 from ..layers.replace import replace_module
 from ..records import LayerRecord, Records
@@ -72,13 +74,20 @@ def records_so_far(
             continue
         factors = calibration.factors.get(name)
         if factors is not None:
-            scale, offset = factors
-            if record.force_fp16:
-                scale = float(to_half_precision(torch.tensor(scale, dtype=torch.float32)))
+            scale, offset = _as_recorded(record, *factors)
             layers[name] = replace(record, scale_d=scale, offset_d=offset)
+            if name in calibration.hidden:
+                scale, offset = _as_recorded(record, *calibration.hidden[name])
+                layers[name] = replace(layers[name], scale_h=scale, offset_h=offset)
         else:
             layers[name] = replace(record, act_type=None)
     return Records(layers, calibration.unfinished, source)
+
+
+def _as_recorded(record: LayerRecord, scale: float, offset: int) -> tuple[float, int]:
+    if record.force_fp16:
+        scale = float(to_half_precision(torch.tensor(scale, dtype=torch.float32)))
+    return scale, offset
 
 
 def insert_calibration(
@@ -87,10 +96,13 @@ def insert_calibration(
     """Puts a `CalibratedLayer` in the place of every layer of `layers`, in place."""
     calibration = Calibration(batch_num)
     for name, config in layers.items():
-        module = model.get_submodule(name)
-        stand_in = CalibratedLayer(
-            name, module, new_calibrator(config.activation_quant_params), calibration
-        )
+        module, settings = model.get_submodule(name), config.activation_quant_params
+        stand_in: CalibratedLayer
+        if is_recurrent(module):
+            both = new_calibrator(settings), new_calibrator(settings)
+            stand_in = CalibratedRecurrent(name, module, *both, calibration)
+        else:
+            stand_in = CalibratedLayer(name, module, new_calibrator(settings), calibration)
         replace_module(model, module, stand_in)
     return calibration
 

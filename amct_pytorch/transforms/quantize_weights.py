@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..capability import BY_KIND
 from ..config.layer import LayerConfig
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
 from ..graph.lazy_array import LazyArray
 from ..graph.site import locate, replace_weight
 from ..layers.channels import channels_first, channels_restored
-from ..layers.finite import is_finite
-from ..ops._checks import check_dtype
 from ..ops.arq import arq
 from ..ops.fake_quantize import fake_quantize
 from ..records import LayerRecord
-
-logger = logging.getLogger(__name__)
+from .quantize_recurrent import quantize_recurrent, write_recurrent
+from .weight_checks import check_values, warn_of_tiny_channels
 
 
 def quantize_weights(
@@ -47,7 +45,10 @@ def quantize_weights(
             continue
         bits = config.weight_quant_params.num_bits
         module: Any = model.get_submodule(name)
-        _check_finite(name, module)
+        if BY_KIND[kind].recurrent:
+            records[name] = quantize_recurrent(name, module, kind, config, mode)
+            continue
+        check_values(name, {"weight": module.weight, "bias": module.bias})
         scale = _quantize_weight(name, module, kind, bits, config.weight_quant_params.channel_wise)
         records[name] = LayerRecord(
             scale_w=tuple(scale.tolist()),
@@ -67,22 +68,12 @@ def write_weights(
         kind = facts.layers[name].kind
         if kind == "AvgPool2d":
             continue
-        weight = LazyArray.of_tensor(model.get_submodule(name).weight)  # type: ignore[arg-type]
-        replace_weight(locate(main_nodes(capture, name, kind)[0]), name, weight)
-
-
-def _check_finite(name: str, module: Any) -> None:
-    for key in ("weight", "bias"):
-        value: Tensor | None = getattr(module, key)
-        if value is None:
+        module: Any = model.get_submodule(name)
+        if BY_KIND[kind].recurrent:
+            write_recurrent(capture, module, name, kind)
             continue
-        check_dtype(f"{name}: {key}", value)
-        if not is_finite(value):
-            first = (~torch.isfinite(value)).nonzero()[0].tolist()
-            raise RuntimeError(
-                f"{name}: the {key} has NaN or infinite values, the first at index {first}; "
-                "repair the model, or skip the layer"
-            )
+        weight = LazyArray.of_tensor(module.weight)
+        replace_weight(locate(main_nodes(capture, name, kind)[0]), name, weight)
 
 
 @torch.no_grad()
@@ -94,26 +85,8 @@ def _quantize_weight(
     rows = channels_first(weight.detach(), transposed, groups)
     axis = 0 if channel_wise else None
     scale, offset = arq(rows, num_bits, axis)
-    _warn_of_tiny_channels(name, rows, scale)
+    warn_of_tiny_channels(name, rows, scale)
     quantized = fake_quantize(rows, scale, offset, num_bits, axis)
     quantized = channels_restored(quantized, transposed, groups)
     weight.copy_(quantized)  # in place: what the captured graph holds is this memory
     return scale.reshape(-1).cpu()
-
-
-def _warn_of_tiny_channels(name: str, rows: Tensor, scale: Tensor) -> None:
-    """Channels whose range is under the floor get scale 1 and are quantized to zero."""
-    if not (scale == 1.0).any():
-        return
-    largest = rows.float().abs().flatten(1).amax(1) if scale.dim() else rows.float().abs().amax()
-    erased = ((scale == 1.0) & (largest > 0) & (largest < 0.5)).reshape(-1).nonzero().flatten()
-    if erased.numel():
-        where = f"in output channels {_some(erased.tolist())} " if scale.dim() else ""
-        logger.warning(
-            "%s: the weights %sare real but too small for a scale and become zero", name, where
-        )
-
-
-def _some(channels: list[int], limit: int = 8) -> str:
-    shown = ", ".join(map(str, channels[:limit]))
-    return shown if len(channels) <= limit else f"{shown} and {len(channels) - limit} more"

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capability import is_recurrent
 from ..export.integer_ir import dequant_scale, quantize_bias, shift_of
 from ..graph.lazy_array import LazyArray
 from ..layers.calibrate import CalibratedLayer
 from ..layers.dmq import balanced_weight, inverse_factors
 from ..layers.integers import Factors, integers_of
 from ..layers.replace import replace_module
-from ..layers.simulate import SimulatedLayer
+from ..layers.simulate import Simulated, SimulatedLayer
 from ..records import LayerRecord, Records
 from .insert import forget_record
+from .simulate_recurrent import simulated_recurrent
 
 
 def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
@@ -50,7 +52,7 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
     return simulated
 
 
-def simulate_layers(model: nn.Module, records: Records) -> dict[str, SimulatedLayer]:
+def simulate_layers(model: nn.Module, records: Records) -> dict[str, Simulated]:
     """Puts a stand-in in the place of every layer of `records`, in place; returns them by name.
 
     `model` is in float, BatchNorms folded, nothing balanced: switched off, a stand-in runs the
@@ -68,12 +70,14 @@ def simulate_layers(model: nn.Module, records: Records) -> dict[str, SimulatedLa
 @torch.no_grad()
 def simulated_layer(
     name: str, module: Any, record: LayerRecord, balance: tuple[float, ...] = ()
-) -> SimulatedLayer:
+) -> Simulated:
     """The stand-in that computes with the integers of `record`.
 
     With `balance`, the factors by which the record was made, it balances weight and input first;
     without, they are balanced already if they need to be.
     """
+    if is_recurrent(module):
+        return simulated_recurrent(name, module, record)
     deq_scale = dequant_scale(name, record)  # raises for factors that cannot be used
     bias: Tensor | None = getattr(module, "bias", None)
     if bias is not None:

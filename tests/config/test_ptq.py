@@ -114,7 +114,7 @@ def wts(name="conv2", **params):
 
 
 ADA = {"wts_algo": "ada_quantize"}
-TYPES = "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Linear, AvgPool2d"
+TYPES = "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Linear, AvgPool2d, LSTM, GRU"
 IFMR_KEYS = (
     "num_bits, max_percentile, min_percentile, search_range, search_step, act_algo, asymmetric"
 )
@@ -536,7 +536,7 @@ REFUSED_PARAMETERS = [
     (wts(**ADA, num_bits=4), ValueError, "num_bits: expected 8 with ada_quantize, got 4"),
 ]
 
-INT16 = "Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear"
+INT16 = "Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear, LSTM, GRU"
 REFUSED_CAPABILITIES = [
     (
         act("conv3d", num_bits=16),
@@ -553,7 +553,7 @@ REFUSED_CAPABILITIES = [
     (
         wts("fc", channel_wise=True),
         "fc.weight_quant_params.channel_wise: expected false, got true: one scale per channel is "
-        "for Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, not Linear",
+        "for Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, LSTM, GRU, not Linear",
     ),
     (wts("pool", channel_wise=True), "channel_wise: expected false, got true"),
     *(

@@ -12,7 +12,7 @@ from amct_pytorch.config.layer import AdaConfig, ArqConfig, HfmgConfig, IfmrConf
 from amct_pytorch.config.simplified import load_simplified
 from amct_pytorch.graph import Layer, ModelFacts
 
-TYPES = "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Linear, AvgPool2d"
+TYPES = "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Linear, AvgPool2d, LSTM, GRU"
 
 
 @pytest.fixture
@@ -71,9 +71,10 @@ def test_the_documented_sample_loads_for_a_model_with_linear_and_pooling(load, c
     assert caplog.messages == [
         "quant.cfg: common_config.arq_quantize.channel_wise: left out for "
         "fc, fc_plain, fc_odd: one scale per channel is for "
-        "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, not Linear",
+        "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, LSTM, GRU, not Linear",
         "quant.cfg: common_config.arq_quantize.channel_wise: left out for pool: one scale per "
-        "channel is for Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, not AvgPool2d",
+        "channel is for Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, LSTM, GRU, "
+        "not AvgPool2d",
     ]
 
 
@@ -284,7 +285,8 @@ def test_a_warning_has_the_field_the_layers_and_the_reason(load, caplog):
     load(common("ifmr_quantize { dst_type: INT16 }") + 'skip_layer_types: "AvgPool2d"')
     assert caplog.messages == [
         "quant.cfg: common_config.ifmr_quantize.dst_type: left out for conv3d: 16-bit activations "
-        "are for Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear, not Conv3d",
+        "are for Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear, LSTM, GRU, "
+        "not Conv3d",
         "quant.cfg: common_config.ifmr_quantize.dst_type: left out for fc_plain: a Linear has "
         "16-bit activations only with a bias, this one has none",
     ]

@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.text_format import ParseError
 from model_facts import FACTS, NAMES
 
-from amct_pytorch.capability import PTQ_KINDS
+from amct_pytorch.capability import KINDS
 from amct_pytorch.config import RetrainConfig
 from amct_pytorch.config.limits import types_that
 from amct_pytorch.config.retrain_layer import (
@@ -15,7 +15,7 @@ from amct_pytorch.config.retrain_layer import (
 from amct_pytorch.config.simplified_retrain import load_simplified_retrain
 from amct_pytorch.graph import ModelFacts
 
-TYPES = ", ".join(PTQ_KINDS)
+TYPES = ", ".join(KINDS)
 
 # From the guide of the toolkit: global settings, and one override of each kind.
 DOCUMENTED = """\

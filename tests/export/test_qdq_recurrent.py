@@ -229,12 +229,12 @@ def window(graph, value, starts, ends, *more):
     return graph.add("Slice", value, *numbers)
 
 
-def one_gru(factors=FACTORS, opset=13, op_type="GRU", lengths=(), **codes):
-    """x [T, 1, 3] -> GRU `gru`, which begins with the first two numbers of x."""
+def one_gru(factors=FACTORS, opset=13, op_type="GRU", lengths=(), weight=W, **codes):
+    """x [T, 1, I] -> GRU `gru`, which begins with the first two numbers of x."""
     graph = Qdq()
     first = window(graph, "x", [0, 0], [1, 2], [0, 2])
     inputs = {"X": "x", "initial_h": first}
-    inputs |= {"W": graph.constant(W, "gru.weight"), "R": graph.constant(R)}
+    inputs |= {"W": graph.constant(weight, "gru.weight"), "R": graph.constant(R)}
     for part, given in factors.items():
         axis = {"axis": 1} if np.ndim(given[0]) else {}
         options = {"codes": codes.get(part, INT8), "name": part, **axis}
@@ -243,7 +243,7 @@ def one_gru(factors=FACTORS, opset=13, op_type="GRU", lengths=(), **codes):
     lengths = graph.constant(np.int32(lengths)) if lengths else ""
     options = {"linear_before_reset": 1} if op_type == "GRU" else {}
     y = graph.add(op_type, x, w, r, "", lengths, h, name="node", hidden_size=2, **options)
-    return graph.model(y, shape=["T", 1, 3], opset=opset)
+    return graph.model(y, shape=["T", 1, weight.shape[2]], opset=opset)
 
 
 def test_integers_of_known_scales(tmp_path):
@@ -383,7 +383,20 @@ def test_different_bits_of_the_weights(tmp_path, part):
 
 
 def test_4_bit_weights(tmp_path):
-    with pytest.raises(RuntimeError, match="\"gru\": wts_type: expected INT8, got 'INT4'"):
+    weight = np.arange(-12, 12, dtype=np.float32).reshape(1, 6, 4) / 50
+    model = one_gru(FACTORS | {"W": (0.02,)}, opset=21, weight=weight, W=INT4, R=INT4)
+    converted = convert(tmp_path, model)
+    assert read(tmp_path)["gru"].wts_type == "INT4"
+    of_input = constant(converted.deploy, "gru.weight")  # codes -8, -8, -8, -8 come first
+    assert of_input.shape == (1, 6, 2)
+    assert of_input[0, :2].view(np.uint8).tolist() == [[0x88, 0x88], [0x98, 0xBA]]
+    assert constant(converted.deploy, "gru.recurrence").shape == (1, 6, 1)
+    sequence = np.random.default_rng(7).normal(size=(4, 1, 4)).astype(np.float32)
+    check_fake_quant(converted, sequence)
+
+
+def test_4_bit_weights_of_an_odd_input(tmp_path):
+    with pytest.raises(RuntimeError, match="gru: expected an even size of input and hidden state"):
         convert(tmp_path, one_gru(opset=21, W=INT4, R=INT4))
 
 

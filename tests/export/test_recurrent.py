@@ -4,8 +4,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import reference_recurrent
 import torch
 from onnx import helper, numpy_helper
+from reference_recurrent import ONNX_GATES
 from torch import nn
 
 from amct_pytorch.export.graphs import graph_files
@@ -16,10 +18,6 @@ from amct_pytorch.steps import capture_model, name_layers
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 GATES = {nn.LSTM: 4, nn.GRU: 3}
-ONNX_GATES = {
-    nn.LSTM: [0, 3, 1, 2],
-    nn.GRU: [1, 0, 2],
-}  # i, o, f, c of i, f, g, o; z, r, h of r, z, n
 KINDS = pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
 BATCH_FIRST = pytest.mark.parametrize(
     "batch_first", [False, True], ids=["time first", "batch first"]
@@ -74,7 +72,7 @@ class Case:
     def export(self, **others):
         names = ["x", "h", "c"][: len(self.data)]
         options = ExportOptions(opset_version=self.opset, input_names=names)
-        captured, facts = capture_model(self.model, tuple(self.data), options, recurrent=True)
+        captured, facts = capture_model(self.model, tuple(self.data), options)
         name_layers(captured, facts)
         paths = {"deploy": "deploy", "fake_quant": "fake_quant"}
         files = graph_files(captured.model, Records({"rnn": self.record, **others}), paths)
@@ -101,77 +99,11 @@ def run(model, feeds):
     return session.run(None, feeds)
 
 
-# --- an independent transcription, in the gate order of torch ------------------------------------
-
-
-def codes(values, scale, offset, bits=8):
-    half = 2 ** (bits - 1)
-    inverse = np.float32(1) / np.float32(scale)
-    return np.clip(np.rint(values * inverse) + offset, -half, half - 1) - offset
-
-
-def torch_rows(factors, cls):
-    """Factors of a record as one per row, in the order of torch."""
-    onnx_order = np.float32(factors).reshape(GATES[cls], -1)
-    gates = np.empty_like(onnx_order)
-    gates[ONNX_GATES[cls]] = onnx_order
-    return np.repeat(gates, HIDDEN // gates.shape[1], axis=1).reshape(-1)
-
-
-def s19(scale):
-    return (scale.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+# --- both graphs compute what they shall ----------------------------------------------------------
 
 
 def loop(case, integers):
-    """Outputs of the layer; with `integers` the hidden state is quantized before every step."""
-    cls, rnn, record = case.cls, case.rnn, case.record
-    x, h, *c = [tensor.numpy() for tensor in case.data]
-    x = x.swapaxes(0, 1) if rnn.batch_first else x
-    h, c, bits = h[0], (c[0][0] if c else None), record.act_bits
-    halves = []
-    for part, scales, scale in (
-        ("ih", record.scale_w, record.scale_d),
-        ("hh", record.scale_r, record.scale_h),
-    ):
-        by_row = torch_rows(scales, cls)
-        weight = getattr(rnn, f"weight_{part}_l0").detach().numpy()
-        bias = (
-            getattr(rnn, f"bias_{part}_l0").detach().numpy() if rnn.bias else np.zeros(len(weight))
-        )
-        deq = by_row * np.float32(scale)
-        if record.force_fp16:
-            deq = s19(deq)
-        weight = np.clip(np.rint(weight / by_row[:, None]), -128, 127)
-        halves.append((weight, np.rint(bias / deq.astype(np.float64)), deq))
-
-    def gates(quantized, half):
-        weight, bias, deq = halves[half]
-        return ((quantized @ weight.T + bias) * deq).astype(np.float32)
-
-    def quantized_h():
-        return codes(h, record.scale_h, record.offset_h, bits)
-
-    if not integers:
-        h = (quantized_h() * np.float32(record.scale_h)).astype(np.float32)
-    outputs = []
-    for x_t in x:
-        of_x = gates(codes(x_t, record.scale_d, record.offset_d, bits), 0)
-        of_h = gates(quantized_h() if integers else h / np.float32(record.scale_h), 1)
-        if cls is nn.LSTM:
-            i, f, g, o = np.split(of_x + of_h, 4, axis=1)
-            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-            h = sigmoid(o) * np.tanh(c)
-        else:
-            (rx, zx, nx), (rh, zh, nh) = np.split(of_x, 3, axis=1), np.split(of_h, 3, axis=1)
-            r, z = sigmoid(rx + rh), sigmoid(zx + zh)
-            h = (1 - z) * np.tanh(nx + r * nh) + z * h
-        outputs.append(h)
-    y = np.stack(outputs, axis=1 if rnn.batch_first else 0)
-    return [y, h[None]] + ([] if c is None else [c[None]])
+    return reference_recurrent.loop(case.rnn, case.data, case.record, integers)
 
 
 def assert_close(found, expected, atol=2e-6):

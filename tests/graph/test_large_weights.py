@@ -27,7 +27,7 @@ def test_a_recurrent_layer_of_any_size(cls, opset):
     hidden = 600  # its gates are folded into one initializer, beyond what folding takes by itself
     data = (torch.randn(2, 1, 300), torch.zeros(1, 1, hidden), torch.zeros(1, 1, hidden))
     options = ExportOptions(opset_version=opset)
-    _, facts = capture_model(Tagger(cls, hidden).eval(), data, options, recurrent=True)
+    _, facts = capture_model(Tagger(cls, hidden).eval(), data, options)
     assert facts.layers["rnn"].reason is None
 
 

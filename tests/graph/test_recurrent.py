@@ -1,14 +1,11 @@
 """Which LSTM and GRU layers can be quantized, and why others cannot."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-import amct_pytorch as amct
 from amct_pytorch.graph.facts import main_nodes
 from amct_pytorch.graph.options import ExportOptions
 from amct_pytorch.graph.recurrent import locate_recurrent
@@ -57,14 +54,14 @@ class Net(nn.Module):
         return self.call(self.rnn, x, h, c)
 
 
-def captured(rnn, call=as_it_is, opset=13, recurrent=True):
+def captured(rnn, call=as_it_is, opset=13):
     states = (rnn.num_layers * (2 if rnn.bidirectional else 1), 2, 4)
     hidden = torch.randn(states[0], 2, rnn.proj_size or 4)
     data = (torch.randn(5, 2, 3), hidden, torch.randn(states))
     if rnn.batch_first:
         data = (data[0].swapaxes(0, 1).contiguous(), *data[1:])
     net = Net(rnn, call).eval()
-    return capture_model(net, data, ExportOptions(opset_version=opset), recurrent)
+    return capture_model(net, data, ExportOptions(opset_version=opset))
 
 
 def reason(*args, **options):
@@ -161,7 +158,7 @@ def test_a_shared_parameter_is_refused(cls):
             return as_it_is(self.other, as_it_is(self.one, x, h, c), h, c)
 
     data = (torch.randn(5, 2, 3), torch.randn(1, 2, 3), torch.randn(1, 2, 3))
-    _, facts = capture_model(Pair().eval(), data, ExportOptions(), recurrent=True)
+    _, facts = capture_model(Pair().eval(), data, ExportOptions())
     assert facts.layers["one"].reason == "it shares its bias_ih_l0 with other"
 
 
@@ -188,37 +185,3 @@ def test_gates_move_with_all_their_rows(kind, order):
     rows = torch.arange(24.0).reshape(12, 2)
     gates = rows.chunk(len(order))
     assert torch.equal(gates_to_onnx(rows, kind), torch.cat([gates[gate] for gate in order]))
-
-
-# --- post-training quantization ------------------------------------------------------------------
-
-
-class Tagger(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.fc = nn.LSTM(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x, h, c):
-        return self.fc(self.rnn(x, (h, c))[0])
-
-
-DATA = (torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4))
-
-
-def test_post_training_quantization_does_not_list_them(tmp_path):
-    config = tmp_path / "config.json"
-    amct.create_quant_config(str(config), Tagger(), DATA)
-    document = json.loads(config.read_text())
-    assert "fc" in document
-    assert "rnn" not in document
-
-
-def test_post_training_quantization_refuses_them_by_their_type(tmp_path):
-    expected = "expected a layer of type Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, "
-    expected += 'Linear, AvgPool2d, got "rnn", a LSTM'
-    with pytest.raises(ValueError, match=expected):
-        amct.create_quant_config(str(tmp_path / "config.json"), Tagger(), DATA, ["rnn"])
-
-
-def test_a_capture_has_them_on_request_only():
-    assert list(captured(nn.LSTM(3, 4), recurrent=False)[1].layers) == []

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ....layers.learned_weight import WeightOptions
-from ....layers.recurrent import (
-    HIDDEN,
-    RECURRENT,
-    QuantizedRecurrence,
-    State,
-    initial_state,
-    recurrent_weights,
-    run_recurrent,
-)
+from ....layers.recurrent import HIDDEN, RECURRENT, QuantizedRecurrence
+from ....layers.run_recurrent import State, initial_state, recurrent_weights, run_recurrent
 from .base import QuantizedForm
 from .config import ModuleConfig, read_config
 from .qdq import quantize_dequantize
