@@ -3,6 +3,7 @@
 from . import calibrators, ops
 from .auto_calibration import accuracy_based_auto_calibration
 from .convert import convert_qat_model
+from .dmq import quantize_preprocess
 from .kv_cache import create_quant_cali_config, create_quant_cali_model
 from .logging import set_logging_level
 from .nn.module.quantization import QuantCalibrationOp
@@ -31,6 +32,7 @@ __all__ = [
     "create_quant_retrain_model",
     "ops",
     "quantize_model",
+    "quantize_preprocess",
     "restore_quant_retrain_model",
     "save_model",
     "save_quant_retrain_model",

@@ -35,8 +35,15 @@ from .search.output_paths import OutputPaths
 from .search.result import AutoCalibrationResult, Trial
 from .search.sensitivity import SensitivityBase
 from .search.strategy import AutoCalibrationStrategyBase
-from .steps import check_search_offered, check_types, copy_model, modified_graph, prepare
-from .transforms.quantize_weights import quantize_weights
+from .steps import (
+    balance_and_quantize,
+    check_search_offered,
+    check_types,
+    copy_model,
+    modified_graph,
+    prepare,
+)
+from .transforms.dmq import balance_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +74,8 @@ def accuracy_based_auto_calibration(
     The float model is evaluated, then the one with every layer of the configuration quantized. If
     that does not satisfy, the layers are ranked by what quantization does to their output, and the
     strategy puts the most sensitive ones back to float. One calibration serves all of this; a
-    second one makes the factors of the winner, which is evaluated once more.
+    second one makes the factors of the winner, which is evaluated once more. With
+    `dmq_balancer_param` in the configuration one before all others finds the balance factors.
 
     Args:
         model: the trained float model; it is not changed.
@@ -195,8 +203,9 @@ def _models(search: ModelSearch, winner: Trial, paths: OutputPaths) -> dict[str,
     prepared, records = search.prepared, search.records_of(winner)
     layers = {name: prepared.layers[name] for name in records}
     model = copy.deepcopy(prepared.model)
-    quantize_weights(model, prepared.facts, layers, prepared.config.fakequant_precision_mode)
-    return graph_files(modified_graph(prepared, model, layers), records, paths.models)
+    balance = balance_of(records)
+    balance_and_quantize(model, prepared, layers, balance)
+    return graph_files(modified_graph(prepared, model, layers, balance), records, paths.models)
 
 
 def _ranking(search: ModelSearch) -> str:

@@ -25,6 +25,7 @@ from .steps import (
     prepare,
     start_calibration,
 )
+from .transforms.dmq import load_balance
 from .transforms.insert import Files, RecordKeeper, keep_record
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ def quantize_model(
     Args:
         config_file: the configuration from `create_quant_config`.
         modfied_onnx_file: the ONNX file to write, in float, for `save_model`.
-        record_file: the file of factors to write.
+        record_file: the file of factors to write; with `dmq_balancer_param` in the configuration
+            it has the balance factors of `quantize_preprocess`, which are kept.
         model: the trained float model; it is not changed.
         input_data: as for `create_quant_config`.
         input_names, output_names: names of the graph's inputs and outputs.
@@ -117,8 +119,9 @@ def quantize_model(
     have; those of a float16 model keep its type.
 
     Raises TypeError for weights or activations that are not float32, float16 or bfloat16,
-    RuntimeError for NaN or infinity in them; both name the layer. See `create_quant_config` for the
-    others.
+    RuntimeError for NaN or infinity in them; both name the layer. Raises RuntimeError if balance
+    factors are missing, with the layers and batches that `quantize_preprocess` has seen. See
+    `create_quant_config` for the others.
     """
     check_types(
         "quantize_model",
@@ -149,19 +152,22 @@ def quantize_model(
             "batches, which the exported model does not have; call model.eval() first"
         )
     prepared = prepare(config_file, model, input_data, options)
-    weights, calibration = start_calibration(model, prepared, prepared.layers)
-    modified = modified_graph(prepared, model, prepared.layers)
+    balance = load_balance(record_file, prepared.facts, prepared.layers)
+    weights, calibration = start_calibration(model, prepared, prepared.layers, balance)
+    modified = modified_graph(prepared, model, prepared.layers, balance)
     keeper = RecordKeeper(os.path.abspath(record_file), weights, calibration)
     if calibration.float_weights:
         path = os.path.abspath(modfied_onnx_file)
 
         def rounded(calibrated: nn.Module) -> Files:
-            return model_files(modified_graph(prepared, calibrated, prepared.layers).clone(), path)
+            layers = prepared.layers
+            return model_files(modified_graph(prepared, calibrated, layers, balance), path)
 
         follow_adaround(model, prepared, keeper, rounded, progress)
     keep_record(model, keeper)
-    contents = model_files(modified.clone(), modfied_onnx_file)  # which may empty what it writes
-    write_files({**contents, record_file: keeper.records().dumps()})
+    contents = model_files(modified, modfied_onnx_file)
+    files = {**contents, record_file: keeper.records().dumps()}
+    write_files(files, warn_replaced=not balance)  # the balance factors of a record are kept
     return model
 
 

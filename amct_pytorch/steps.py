@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from .capability import kind_of
 from .config.layer import AdaConfig, LayerConfig
 from .config.ptq import QuantConfig
-from .export.graphs import QUANTIZED_LAYERS
+from .export.graphs import BALANCED_LAYERS, QUANTIZED_LAYERS
 from .graph.activation import activation_after
 from .graph.capture import Capture, capture
 from .graph.facts import ModelFacts, analyze, is_of_interest, main_nodes
@@ -25,6 +25,7 @@ from .layers.base import check_not_processed
 from .layers.calibrate import Calibration
 from .records import LayerRecord
 from .transforms.adaround_calibration import AdaRoundCalibration
+from .transforms.dmq import Balance, balance_inputs, balance_weights, with_balance
 from .transforms.fuse_bn import fuse_batch_norms
 from .transforms.insert import Files, RecordKeeper, insert_calibration
 from .transforms.quantize_weights import float_weights, quantize_weights, write_weights
@@ -56,7 +57,6 @@ def prepare(
     """Captures `model`, a copy that this function may change, and reads its configuration."""
     captured, facts = capture_model(model, input_data, options)
     config = QuantConfig.load(config_file, facts)
-    check_offered(config)
     fused = {}
     if config.do_fusion:
         fused = fuse_batch_norms(model, captured, facts, config.skip_fusion_layers)
@@ -65,18 +65,28 @@ def prepare(
 
 
 def start_calibration(
-    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig]
+    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig], balance: Balance
 ) -> tuple[dict[str, LayerRecord], Calibration]:
     """Quantizes the weights of `layers` and lets their inputs be observed, in place.
 
-    `model` is the prepared model or a copy of it.
+    `model` is the prepared model or a copy of it; layers of `balance` are balanced first.
     """
-    config = prepared.config
+    balance = {name: factors for name, factors in balance.items() if name in layers}
+    balance_weights(model, balance)
     unrounded = float_weights(model, layers)
-    weights = quantize_weights(model, prepared.facts, layers, config.fakequant_precision_mode)
-    calibration = insert_calibration(model, layers, config.batch_num)
+    weights = _quantize(model, prepared, layers, balance)
+    calibration = insert_calibration(model, layers, prepared.config.batch_num)
     calibration.float_weights = unrounded
+    balance_inputs(model, balance)
     return weights, calibration
+
+
+def balance_and_quantize(
+    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig], balance: Balance
+) -> dict[str, LayerRecord]:
+    """Quantizes the weights of `layers`, in place; those of `balance` are balanced first."""
+    balance_weights(model, balance)
+    return _quantize(model, prepared, layers, balance)
 
 
 def follow_adaround(
@@ -105,13 +115,28 @@ def follow_adaround(
     AdaRoundCalibration(keeper.calibration, roundings, keeper, files, progress).follow(model)
 
 
+def _quantize(
+    model: nn.Module, prepared: Prepared, layers: Mapping[str, LayerConfig], balance: Balance
+) -> dict[str, LayerRecord]:
+    mode = prepared.config.fakequant_precision_mode
+    return with_balance(quantize_weights(model, prepared.facts, layers, mode), balance)
+
+
 def modified_graph(
-    prepared: Prepared, model: nn.Module, layers: Mapping[str, LayerConfig]
+    prepared: Prepared,
+    model: nn.Module,
+    layers: Mapping[str, LayerConfig],
+    balanced: Collection[str],
 ) -> ir.Model:
-    """The captured graph with the weights of a model that `start_calibration` has changed."""
+    """The captured graph with the weights of a model that `start_calibration` has changed.
+
+    The layers of `balanced` have weights that want a balanced input.
+    """
     write_weights(prepared.captured, model, prepared.facts, layers)
     graph = prepared.captured.model
     graph.metadata_props[QUANTIZED_LAYERS] = json.dumps(list(layers))
+    if balanced:
+        graph.metadata_props[BALANCED_LAYERS] = json.dumps(list(balanced))
     return graph
 
 
@@ -160,16 +185,6 @@ def list_float_layers(facts: ModelFacts) -> None:
     for layer in facts.layers.values():
         if layer.reason is not None:
             logger.warning("%s (%s) is left float: %s", layer.name, layer.kind, layer.reason)
-
-
-def check_offered(config: QuantConfig) -> None:
-    """Raises RuntimeError for an algorithm that the configuration knows and is not here yet."""
-    for name, layer in config.enabled.items():
-        if layer.dmq_balancer_param is not None:
-            raise RuntimeError(
-                f"{name}.dmq_balancer_param: this algorithm is not offered by this version; remove "
-                "the key from the configuration, or disable the layer"
-            )
 
 
 def check_search_offered(config: QuantConfig) -> None:

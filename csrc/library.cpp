@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "arq_fake_quantize(Tensor weight, int num_bits, int? axis, int groups) -> (Tensor weight, "
       "Tensor scale)");
+  m.def("dmq_factor(Tensor act_max, Tensor weight_max, float migration_strength) -> Tensor");
   m.def(
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");

@@ -258,4 +258,37 @@ AMCT_HD double shift_error(double accumulator, int n) {
   return lost * lost;
 }
 
+// ---- DMQ: range moved from the channels of an activation into the weight ----
+
+// Strengths: more than these leave the range where it was, or move all of it.
+constexpr double kDmqWeakest = 0.2, kDmqStrongest = 0.8;
+
+AMCT_HD bool is_zero_range(double largest) { return largest < kScaleFloor; }
+
+// a^s / w^(1-s), for magnitudes that are not zero.
+AMCT_HD double dmq_balance(double act, double weight, double strength) {
+  return pow(act, strength) / pow(weight, 1.0 - strength);
+}
+
+// The largest magnitudes that are left when the channels with both have been balanced.
+struct DmqPeaks {
+  double act = 0.0, weight = 0.0;
+  AMCT_HD void extend(double a, double w, double strength) {
+    if (is_zero_range(a) || is_zero_range(w)) return;
+    const double f = dmq_balance(a, w, strength);
+    act = act < a / f ? a / f : act;
+    weight = weight < w * f ? w * f : weight;
+  }
+};
+
+// By what a channel of the weight is multiplied and one of the activation divided. Where one of
+// the two is zero the other is brought to the peak; 1 where both are, and where no channel has
+// both: there is nothing to balance.
+AMCT_HD double dmq_factor_of(double act, double weight, double strength, const DmqPeaks& peaks) {
+  if (peaks.act == 0.0) return 1.0;
+  if (is_zero_range(weight)) return is_zero_range(act) ? 1.0 : act / peaks.act;
+  if (is_zero_range(act)) return peaks.weight / weight;
+  return dmq_balance(act, weight, strength);
+}
+
 }  // namespace amct

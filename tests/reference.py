@@ -118,3 +118,39 @@ def similarity(a, b):
     else:
         sqnr_db = 10 * np.log10(signal / noise)
     return float(cosine), float(mse), float(sqnr_db), float(np.abs(error).max(initial=0))
+
+
+# ---- DMQ balancing ----
+
+
+def dmq_factor(act, weight, strength):
+    """The factor of every channel, float32: a^s / w^(1-s), and what zeros get instead."""
+    act, weight = np.asarray(act, np.float64), np.asarray(weight, np.float64)
+    no_act, no_weight = act < FLT_EPS, weight < FLT_EPS
+    both = ~no_act & ~no_weight
+    factors = np.ones_like(act)
+    if both.any():
+        factors[both] = [
+            math.pow(a, strength) / math.pow(w, 1 - strength)
+            for a, w in zip(act[both], weight[both], strict=True)
+        ]
+        alone = no_act & ~no_weight
+        factors[alone] = (weight * factors)[both].max() / weight[alone]
+        alone = no_weight & ~no_act
+        factors[alone] = act[alone] / (act / factors)[both].max()
+    return factors.astype(np.float32)
+
+
+def input_channel_ranges(weight, transposed, groups):
+    """max |w| of every input channel of the whole layer, channel by channel."""
+    weight = np.abs(np.asarray(weight, np.float64))
+    if transposed:
+        return np.array([channel.max() for channel in weight])
+    out, per_group = weight.shape[0] // groups, weight.shape[1]
+    return np.array(
+        [
+            weight[group * out : (group + 1) * out, j].max()
+            for group in range(groups)
+            for j in range(per_group)
+        ]
+    )

@@ -282,8 +282,9 @@ def test_activations_that_are_not_finite(files, model, value):
 
 def test_algorithms_to_come_are_refused_by_name(files, model):
     files.create(model)
-    files.edit(lambda config: config["0"].update({"dmq_balancer_param": 0.5}))
-    with pytest.raises(RuntimeError, match="0.dmq_balancer_param"):
+    ada = {"wts_algo": "ada_quantize"}
+    files.edit(lambda config: config["0"]["weight_quant_params"].update(ada))
+    with pytest.raises(RuntimeError, match="0.weight_quant_params.wts_algo"):
         files.quantize(model)
 
 

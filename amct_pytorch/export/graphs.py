@@ -15,8 +15,9 @@ from ..files import Content
 from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
-from ..records import OpType, Records, RecordTarget
+from ..records import LayerRecord, OpType, Records, RecordTarget
 from .deploy import DeployWriter
+from .dmq import balance_input, check_balanced
 from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, input_channels, output_channels
 from .model_file import has_external_data, model_files
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # The key under which the modified ONNX model names the layers to quantize.
 QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
+# The same for the layers whose weights are balanced: they are wrong without their balance factors.
+BALANCED_LAYERS = "amct_pytorch.balanced_layers"
 WRITERS: dict[str, Callable[[], Writer]] = {"deploy": DeployWriter, "fake_quant": FakeQuantWriter}
 
 
@@ -43,14 +46,19 @@ def graph_files(
     _drop_repeated_inputs(modified.graph)
     ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
+    balanced = json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
     targets = {name: _target(site) for name, site in sites.items()}
     targets |= {name: _recurrent_target(site) for name, site in recurrent_sites.items()}
     records.validate(targets)
+    check_balanced(balanced, records)
     chosen = {name: site for name, site in sites.items() if name in records}
     for site in chosen.values():
         if site.node.op_type == "AveragePool":
             fold_pad(site.node)
+    for name, site in chosen.items():
+        if factors := records[name].tensor_balance_factor:
+            balance_input(modified.graph, name, site, factors)
     integers = {
         name: describe(name, site, records[name])
         for name, site in chosen.items()
@@ -71,7 +79,7 @@ def graph_files(
             exported, [(sites[name], layer) for name, layer in integers.items()], WRITERS[form]()
         )
         files.update(model_files(exported, path, external))
-    if missing := [name for name in configured if name not in records]:
+    if missing := [name for name in configured if not records.get(name, LayerRecord()).has_factors]:
         logger.warning(
             "%s has no factors for %s: left float (if the file was cut off, calibrate again)",
             records.source,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .base import AmctLayer
+from .dmq import balanced_input
 from .integers import Integers
 from .recurrent_constants import RecurrentConstants
 from .run import output_size
@@ -48,6 +49,10 @@ class Simulated(AmctLayer):
         """The output of the quantized layer, whether it is enabled or not."""
         raise NotImplementedError
 
+    def to_quantize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The activation that is quantized in a call with these arguments."""
+        return self.first_input(args, kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`model.half()` and its like: the integers move, but keep their dtypes."""
         self.sub_module._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -56,14 +61,33 @@ class Simulated(AmctLayer):
 
 
 class SimulatedLayer(Simulated):
-    """Computes (layer(q_x - offset_d) with integer weights and bias) * deq_scale."""
+    """Computes (layer(q_x - offset_d) with integer weights and bias) * deq_scale.
+
+    With `inverse` (see `dmq.inverse_factors`) the input is multiplied by it before quantization.
+    """
 
     integers: Integers
 
+    def __init__(
+        self, name: str, sub_module: nn.Module, integers: Integers, inverse: Tensor | None = None
+    ) -> None:
+        super().__init__(name, sub_module, integers)
+        self.inverse = inverse
+
     def quantized(self, *args: Any, **kwargs: Any) -> Tensor:
-        x = self.first_input(args, kwargs)
+        x = self.to_quantize(args, kwargs)
         integers = self.integers.to(x.device)
         return integers.run(self.sub_module, x, output_size(self.sub_module, args, kwargs))
+
+    def to_quantize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x = self.first_input(args, kwargs)
+        return x if self.inverse is None else balanced_input(x, self.inverse)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.inverse is not None:
+            self.inverse = self.inverse.to(self.integers.deq_scale.device)
+        return self
 
 
 class SimulatedRecurrent(Simulated):

@@ -3,6 +3,7 @@
 from .ada_round import ada_round, ada_round_start, ada_round_undecided
 from .ada_scale import ada_scale
 from .arq import arq, arq_fake_quantize, arq_fake_quantize_scale
+from .dmq import dmq_factor
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
 from .ifmr import ifmr
@@ -21,6 +22,7 @@ __all__ = [
     "arq_fake_quantize",
     "arq_fake_quantize_scale",
     "dequantize",
+    "dmq_factor",
     "fake_quantize",
     "hfmg",
     "ifmr",

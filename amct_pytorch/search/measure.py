@@ -58,7 +58,7 @@ def measuring(
     seen: dict[str, _Sums] = {}
 
     def observe(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        x, output = layer.first_input(args, kwargs).detach(), _first(output)
+        x, output = layer.to_quantize(args, kwargs).detach(), _first(output)
         sums = seen.setdefault(layer.name, _Sums(list(x.shape), list(output.shape)))
         if len(sums.outputs) < batch_num:
             with torch.no_grad():

@@ -18,6 +18,7 @@ from ..layers.replay import Replay
 from ..layers.simulate import Simulated
 from ..records import Records
 from ..steps import Prepared, start_calibration
+from ..transforms.dmq import balance_of, balanced_layers, insert_probes
 from ..transforms.insert import records_so_far
 from ..transforms.simulate import simulate_layers
 from ..version import __version__
@@ -53,7 +54,8 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
     def calibrate(self, roll_back_config: Config) -> str:
         model = copy.deepcopy(self.prepared.model)
         layers = {n: c for n, c in self.prepared.layers.items() if roll_back_config.get(n)}
-        weights, calibration = start_calibration(model, self.prepared, layers)
+        balance = self._balance()
+        weights, calibration = start_calibration(model, self.prepared, layers, balance)
         with self._replay.recording(model):
             self.evaluator.calibration(model)
         self._check_batches(calibration)
@@ -116,6 +118,19 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
     def same_factors(self, one: str, other: str, roll_back_config: Config) -> bool:
         first, second = self._records(one), self._records(other)
         return all(first.get(n) == second.get(n) for n, on in roll_back_config.items() if on)
+
+    def _balance(self) -> dict[str, tuple[float, ...]]:
+        """The DMQ factors: from the first calibration, or found before it by one of their own."""
+        if self.first_factors:
+            return balance_of(self._records(self.first_factors))
+        strengths = balanced_layers(self.prepared.layers)
+        if not strengths:
+            return {}
+        model = copy.deepcopy(self.prepared.model)
+        balancing = insert_probes(model, strengths, self.prepared.config.batch_num)
+        self.evaluator.calibration(model)
+        self._check_batches(balancing)
+        return balancing.balance
 
     def _records(self, factors: str) -> Records:
         if factors not in self._parsed:

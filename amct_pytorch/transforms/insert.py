@@ -77,6 +77,9 @@ def records_so_far(
     layers = {}
     for name, record in weights.items():
         if name in calibration.left_float:
+            if record.tensor_balance_factor:  # its weights are balanced, so its input must be
+                balance = record.tensor_balance_factor
+                layers[name] = LayerRecord(tensor_balance_factor=balance)
             continue
         factors = calibration.factors.get(name)
         if factors is not None:

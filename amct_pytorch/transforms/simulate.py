@@ -12,6 +12,7 @@ from ..capability import is_recurrent
 from ..export.integer_ir import dequant_scale, quantize_bias, shift_of
 from ..graph.lazy_array import LazyArray
 from ..layers.calibrate import CalibratedLayer
+from ..layers.dmq import balanced_weight, inverse_factors
 from ..layers.integers import Factors, integers_of
 from ..layers.replace import replace_module
 from ..layers.simulate import Simulated, SimulatedLayer
@@ -54,19 +55,27 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
 def simulate_layers(model: nn.Module, records: Records) -> dict[str, Simulated]:
     """Puts a stand-in in the place of every layer of `records`, in place; returns them by name.
 
-    `model` is in float, BatchNorms folded: switched off, a stand-in runs the float layer.
+    `model` is in float, BatchNorms folded, nothing balanced: switched off, a stand-in runs the
+    float layer.
     """
     stand_ins = {}
     for name, record in records.items():
         module = model.get_submodule(name)
-        stand_ins[name] = simulated_layer(name, module, record)
+        factors = record.tensor_balance_factor
+        stand_ins[name] = simulated_layer(name, module, record, factors)
         replace_module(model, module, stand_ins[name])
     return stand_ins
 
 
 @torch.no_grad()
-def simulated_layer(name: str, module: Any, record: LayerRecord) -> Simulated:
-    """The stand-in that computes with the integers of `record`."""
+def simulated_layer(
+    name: str, module: Any, record: LayerRecord, balance: tuple[float, ...] = ()
+) -> Simulated:
+    """The stand-in that computes with the integers of `record`.
+
+    With `balance`, the factors by which the record was made, it balances weight and input first;
+    without, they are balanced already if they need to be.
+    """
     if is_recurrent(module):
         return simulated_recurrent(name, module, record)
     deq_scale = dequant_scale(name, record)  # raises for factors that cannot be used
@@ -85,4 +94,8 @@ def simulated_layer(name: str, module: Any, record: LayerRecord) -> Simulated:
         record.force_fp16,
         None if shift is None else torch.from_numpy(shift).to(device, torch.int32),
     )
-    return SimulatedLayer(name, module, integers_of(module, weight, bias, factors))
+    inverse = None
+    if balance:
+        weight = balanced_weight(name, module, balance)
+        inverse = inverse_factors(name, module, balance)
+    return SimulatedLayer(name, module, integers_of(module, weight, bias, factors), inverse)

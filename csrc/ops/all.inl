@@ -4,6 +4,7 @@
 #include "ada_scale.inl"
 #include "arq.inl"
 #include "arq_fake_quantize.inl"
+#include "dmq.inl"
 #include "fake_quantize.inl"
 #include "hfmg.inl"
 #include "ifmr.inl"

@@ -167,6 +167,26 @@ void shifted_accumulators() {
   expect("65536 >> 1, saturated", error(65536.0, 1), 4.0f);
 }
 
+// Strength 1/2: channel 0 has f = sqrt(4 / 1) = 2, channel 1 sqrt(1 / 4) = 1/2.
+void balanced_channels() {
+  amct::DmqPeaks peaks;
+  peaks.extend(4.0, 1.0, 0.5);
+  peaks.extend(1.0, 4.0, 0.5);
+  peaks.extend(100.0, 0.0, 0.5);  // zero: no peak
+  peaks.extend(0.0, 100.0, 0.5);
+  const auto factor = [&](double act, double weight) {
+    return static_cast<float>(amct::dmq_factor_of(act, weight, 0.5, peaks));
+  };
+  expect("peak of activations", static_cast<float>(peaks.act), 2.0f);
+  expect("peak of weights", static_cast<float>(peaks.weight), 2.0f);
+  expect("4 and 1", factor(4.0, 1.0), 2.0f);
+  expect("1 and 4", factor(1.0, 4.0), 0.5f);
+  expect("100 and zero", factor(100.0, 0.0), 50.0f);
+  expect("zero and 100", factor(1e-9, 100.0), 0.02f);
+  expect("zero and zero", factor(0.0, 0.0), 1.0f);
+  expect("no peak", static_cast<float>(amct::dmq_factor_of(1.0, 0.0, 0.5, {})), 1.0f);
+}
+
 }  // namespace
 
 int main() {
@@ -181,6 +201,7 @@ int main() {
   gradients_of_the_clips();
   learnt_scale();
   shifted_accumulators();
+  balanced_channels();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
