@@ -27,6 +27,7 @@ Fraction = Annotated[float, where(lambda x: 0 < x < 1, "a number between 0 and 1
 ACT_ALGO = known("ifmr", "hfmg")
 WTS_ALGO = known("arq_quantize", "ada_quantize")
 ActivationBits = Annotated[int, one_of(4, 8, 16)]
+WeightBits = Annotated[int, one_of(4, 6, 7, 8)]
 
 
 class IfmrConfig(Strict):
@@ -70,7 +71,7 @@ class HfmgConfig(Strict):
 class ArqConfig(Strict):
     """Weight parameters for ARQ: scales from the largest weights."""
 
-    num_bits: Annotated[int, one_of(4, 6, 7, 8)] = 8
+    num_bits: WeightBits = 8
     channel_wise: bool
     wts_algo: Annotated[Literal["arq_quantize"], WTS_ALGO] = "arq_quantize"
 
@@ -78,7 +79,7 @@ class ArqConfig(Strict):
 class AdaConfig(Strict):
     """Weight parameters for AdaRound: up or down is learnt for each weight."""
 
-    num_bits: Annotated[int, where(lambda bits: bits == 8, "8 with ada_quantize")] = 8
+    num_bits: WeightBits = 8
     reg_param: Fraction = 0.01
     warm_start: Fraction = 0.2
     num_iteration: Annotated[int, where(lambda n: n >= 0, "an integer of at least 0")] = 10000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from amct_pytorch.config.schema import FOLDER, message_class
+from amct_pytorch.config.messages import FOLDER, message_class
 
 RECORD, CALIBRATION = "scale_offset_record_pytorch", "calibration_config_pytorch"
 RETRAIN = "retrain_config_pytorch"
@@ -85,6 +85,7 @@ FIELDS = {
         "beta_range_end": (4, 2),
         "warm_start": (5, 0.2),
         "channel_wise": 10,
+        "quant_bits": 1000,  # an addition of this package
     },
     (CALIBRATION, "DMQBalancer"): {"migration_strength": (1, 0.5)},
     (CALIBRATION, "FMRQuantize"): {
