@@ -18,12 +18,11 @@ from pydantic import ValidationError
 from ..graph import Layer, ModelFacts
 from .limits import Limits, Refusal
 from .names import why_not_layer, why_not_type, why_repeated
-from .problems import Problem, problems_of, shown
+from .problems import Location, Problem, problems_of, shown
 
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")  # of one layer
-Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
