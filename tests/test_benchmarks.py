@@ -49,3 +49,9 @@ def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
     reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
+
+
+def test_config_on_a_small_model(tmp_path, monkeypatch):
+    [timing] = run_benchmark("config.py", ["--quick"], tmp_path, monkeypatch)["timings"]
+    assert timing["layers"] == 8
+    assert 0 < timing["own"] < timing["total"]
