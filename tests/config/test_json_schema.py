@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 from model_facts import FACTS
 from models import MODELS, example
+from samples import FILES, written
 
 import amct_pytorch as amct
 from amct_pytorch.config import QuantConfig, RetrainConfig
@@ -52,6 +53,11 @@ def test_a_generated_configuration_is_valid(tmp_path, name):
     path = tmp_path / "config.json"
     amct.create_quant_config(str(path), model, batches[0])
     VALIDATOR.validate(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("ptq_")])
+def test_what_a_sample_stands_for_is_valid(tmp_path, name):
+    VALIDATOR.validate(written(name, tmp_path))
 
 
 VALID = [
