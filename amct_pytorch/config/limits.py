@@ -68,4 +68,6 @@ def why_not_packed(layer: Layer) -> str:
         return f"4-bit weights need groups=1, this layer has groups={layer.groups}"
     if layer.in_channels % 2:
         return f"4-bit weights need an even number of inputs, this layer has {layer.in_channels}"
+    if BY_KIND[layer.kind].recurrent and layer.out_channels % 2:  # also an input, of the next step
+        return f"4-bit weights need an even hidden size, this layer has {layer.out_channels}"
     return ""
