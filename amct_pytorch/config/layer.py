@@ -56,13 +56,13 @@ class IfmrConfig(Strict):
     num_bits: ActivationBits = 8
     """Bits of a quantized activation; 16 for some types of layers."""
     max_percentile: Percentile = 0.999999
-    """Which part of the data, from below, the largest value to start from is above."""
+    """The largest value that counts is the one with this share of all values below it."""
     min_percentile: Percentile = 0.999999
-    """Which part of the data, from above, the smallest value to start from is below."""
+    """The smallest value that counts is the one with this share of all values above it."""
     search_range: Annotated[
         Pair, where(lambda r: 0 < r[0] < r[1], "[start, end] with 0 < start < end")
     ] = (0.7, 1.3)
-    """First and last factor of the scale that the percentiles give; start is below end."""
+    """First and last factor that is tried on these values; start is below end."""
     search_step: Annotated[float, limited("a number above 0", exclusiveMinimum=0)] = Field(
         default=0.01, validate_default=True
     )
@@ -120,7 +120,7 @@ class AdaConfig(Strict):
     warm_start: Fraction = 0.2
     """The part of the iterations that runs without this term."""
     num_iteration: Annotated[int, limited("an integer of at least 0", minimum=0)] = 10000
-    """Steps of the optimizer."""
+    """Steps of the optimizer for each layer."""
     beta_range: Annotated[
         Pair, where(lambda r: r[0] > r[1] > 0, "[start, end] with start > end > 0")
     ] = (20.0, 2.0)
