@@ -3,7 +3,9 @@
 from . import calibrators, ops
 from .auto_calibration import accuracy_based_auto_calibration
 from .convert import convert_qat_model
+from .kv_cache import create_quant_cali_config, create_quant_cali_model
 from .logging import set_logging_level
+from .nn.module.quantization import QuantCalibrationOp
 from .ptq import create_quant_config, quantize_model, save_model
 from .qat import (
     create_quant_retrain_config,
@@ -17,10 +19,13 @@ from .version import __version__
 
 __all__ = [
     "ModelEvaluator",
+    "QuantCalibrationOp",
     "__version__",
     "accuracy_based_auto_calibration",
     "calibrators",
     "convert_qat_model",
+    "create_quant_cali_config",
+    "create_quant_cali_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",

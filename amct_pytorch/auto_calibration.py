@@ -14,7 +14,14 @@ from torch import nn
 from .config.json_file import read_object
 from .export.compare import Comparison, compare_to_onnx
 from .export.graphs import graph_files
-from .files import check_distinct, check_file_name, check_save_path, check_writable, write_files
+from .files import (
+    Content,
+    check_distinct,
+    check_file_name,
+    check_save_path,
+    check_writable,
+    write_files,
+)
 from .graph.options import DynamicAxes, ExportOptions
 from .report.document import describe_run
 from .report.html import render
@@ -148,7 +155,7 @@ def accuracy_based_auto_calibration(
     winner = search.run()
 
     files = {"ranking": paths.ranking, "history": paths.history}
-    contents: dict[str, bytes | str] = {paths.ranking: _ranking(search)}
+    contents: dict[str, Content] = {paths.ranking: _ranking(search)}
     if winner is not None:
         models = _models(search, winner, paths)
         contents |= models
@@ -182,7 +189,7 @@ def accuracy_based_auto_calibration(
 # ---- steps ----
 
 
-def _models(search: ModelSearch, winner: Trial, paths: OutputPaths) -> dict[str, bytes]:
+def _models(search: ModelSearch, winner: Trial, paths: OutputPaths) -> dict[str, Content]:
     """The contents of the two models, from the one graph that was captured at the start."""
     prepared, records = search.prepared, search.records_of(winner)
     layers = {name: prepared.layers[name] for name in records}

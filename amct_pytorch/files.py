@@ -8,10 +8,13 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
+
+Content = bytes | str | Callable[[BinaryIO], None]  # of a file to write
 
 FILE_MODE = 0o640
 FOLDER_MODE = 0o750
@@ -90,12 +93,13 @@ def check_distinct(**paths: str) -> None:
             raise ValueError(f"{argument}: {path!r} is {first}; choose another path")
 
 
-def write_files(files: Mapping[str, bytes | str], *, warn_replaced: bool = True) -> None:
+def write_files(files: Mapping[str, Content], *, warn_replaced: bool = True) -> None:
     """Writes every file, or none: on any failure what was there before is there again.
 
-    Files get mode 0640, new folders 0750; text is UTF-8. A file that is replaced is named in a
-    warning unless it is empty or `warn_replaced` is false. Raises what `check_writable` raises,
-    ValueError if two paths are one file, and OSError.
+    A content that is a function is called on the open file. Files get mode 0640, new folders 0750;
+    text is UTF-8. A file that is replaced is named in a warning unless it is empty or
+    `warn_replaced` is false. Raises what `check_writable` raises, ValueError if two paths are one
+    file, and OSError.
 
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +107,7 @@ def write_files(files: Mapping[str, bytes | str], *, warn_replaced: bool = True)
     ...     sorted(os.listdir(folder))
     ['b.bin', 'new']
     """
-    contents: dict[Path, bytes] = {}
+    contents: dict[Path, bytes | Callable[[BinaryIO], None]] = {}
     for path, content in files.items():
         check_writable(path)
         target = _target(path)
@@ -134,7 +138,7 @@ def _target(path: str) -> Path:
     return target
 
 
-def _write_all(contents: Mapping[Path, bytes]) -> None:
+def _write_all(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
     folders: list[Path] = []  # made here
     unfinished: dict[Path, _Unnamed] = {}  # target -> its new content
     previous: dict[Path, Path] = {}  # target -> its old content
@@ -175,7 +179,7 @@ class _Unnamed:
     Where the file system knows no such files it has a temporary name.
     """
 
-    def __init__(self, folder: Path, content: bytes) -> None:
+    def __init__(self, folder: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         self._path = folder / (_TEMPORARY + uuid.uuid4().hex)
         try:
             self._handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY, FILE_MODE)
@@ -186,7 +190,10 @@ class _Unnamed:
             self._is_named = True
         try:
             with os.fdopen(os.dup(self._handle), "wb") as file:
-                file.write(content)
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content(file)
             os.fchmod(self._handle, FILE_MODE)
             os.fsync(self._handle)
         except BaseException:

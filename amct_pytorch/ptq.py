@@ -109,8 +109,12 @@ def quantize_model(
         dynamic_axes: per name {axis: name of the dimension} or a list of axes.
         opset_version: opset of all ONNX files, 11 to 23.
 
-    Raises TypeError for weights or activations that are neither float32 nor float16, RuntimeError
-    for NaN or infinity in them; both name the layer. See `create_quant_config` for the others.
+    The ONNX files of a bfloat16 model compute in float32, which the converter and ONNX Runtime
+    have; those of a float16 model keep its type.
+
+    Raises TypeError for weights or activations that are not float32, float16 or bfloat16,
+    RuntimeError for NaN or infinity in them; both name the layer. See `create_quant_config` for the
+    others.
     """
     check_types(
         "quantize_model",

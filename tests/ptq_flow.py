@@ -44,15 +44,27 @@ class Flow:
         )
 
 
-def run(model, *inputs):
-    """First output of `model` in stock ONNX Runtime."""
+def session_of(model):
+    """Stock ONNX Runtime on `model`, without its own changes to the graph."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def run(model, *inputs):
+    """First output of `model` in stock ONNX Runtime."""
+    session = session_of(model)
     feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
     return session.run(None, feeds)[0]
+
+
+def run_session(model, feeds):
+    """All outputs of `model` in stock ONNX Runtime by name, for arrays by name."""
+    session = session_of(model)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def ptq(

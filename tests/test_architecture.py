@@ -30,7 +30,7 @@ LAYERS = [
     ["steps"],
     ["search"],
     ["report"],
-    ["ptq", "auto_calibration", "qat", "convert"],
+    ["ptq", "auto_calibration", "qat", "convert", "kv_cache"],
     ["common"],  # import paths that users know
     [PACKAGE],  # the public names
 ]

@@ -55,3 +55,11 @@ def test_config_on_a_small_model(tmp_path, monkeypatch):
     [timing] = run_benchmark("config.py", ["--quick"], tmp_path, monkeypatch)["timings"]
     assert timing["layers"] == 8
     assert 0 < timing["own"] < timing["total"]
+
+
+def test_large_model_of_64_megabytes(tmp_path, monkeypatch):
+    document = run_benchmark("large_model.py", ["--quick"], tmp_path, monkeypatch)
+    steps = [step["step"] for step in document["steps"]]
+    assert steps == ["create_quant_config", "quantize_model", "calibration", "save_model"]
+    assert max(step["copies"] for step in document["steps"]) < 3
+    assert document["difference"] < 1e-5

@@ -238,13 +238,11 @@ def test_a_layer_that_cannot_be_quantized_gets_the_reason(files):
         files.quantize(model, torch.randn(1, 2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_weights_of_an_unsupported_dtype(files, dtype):
-    model, data = nn.Sequential(nn.Linear(4, 4)).to(dtype), torch.randn(2, 4, dtype=dtype)
+def test_weights_of_an_unsupported_dtype(files):
+    model, data = nn.Sequential(nn.Linear(4, 4)).double(), torch.randn(2, 4).double()
     files.create(model, data)
-    with pytest.raises(
-        TypeError, match=f"0: expected a weight of dtype float32 or float16, got {str(dtype)[6:]}"
-    ):
+    expected = "0: weight: expected dtype float32 or float16 or bfloat16, got float64"
+    with pytest.raises(TypeError, match=expected):
         files.quantize(model, data)
     assert list(files.content()) == ["config.json"]
 
@@ -252,7 +250,7 @@ def test_weights_of_an_unsupported_dtype(files, dtype):
 def test_activations_of_an_unsupported_dtype(files):
     model = nn.Sequential(nn.AvgPool2d(2)).eval()
     files.create(model)
-    with pytest.raises(TypeError, match="0: expected an activation of dtype float32 or float16"):
+    with pytest.raises(TypeError, match="0: activation: expected dtype float32 or .*, got float64"):
         files.quantize(model)(X.double())
 
 

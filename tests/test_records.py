@@ -248,8 +248,8 @@ def test_progress_below_a_record_is_a_comment_like_others(read):
             'record.txt:2: layer "b": expected a value (its factors), found none',
         ),
         (
-            'record { key: "kv" kv_cache_value { scale: 1 offset: 0 } }',
-            'record.txt:1: layer "kv": expected a value',
+            'record { key: "kv" kv_cache_value { scale: 1 scale: 2 offset: 0 } }',
+            'layer "kv": kv_cache_value.offset: expected as many as scale (2), found 1',
         ),
         (
             'record { key: "a" value {} }\n\nrecord { key: "a" value {} }',
@@ -270,7 +270,7 @@ def test_progress_below_a_record_is_a_comment_like_others(read):
         "only progress",
         "no key",
         "no value",
-        "only kv cache",
+        "cut in a kv cache",
         "key twice",
     ],
 )
@@ -290,17 +290,6 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         Records.load(str(tmp_path / "none.txt"))
-
-
-def test_what_is_not_kept_is_said(read, caplog):
-    read(
-        'record { key: "a" value {} kv_cache_value { scale: 1 } }\n'
-        'prune_record { producer { name: "a" attr { name: "type" type: STRING s: "Conv2d" } } }'
-    )
-    assert caplog.messages == [
-        "record.txt: prune_record is not used here and is not kept",
-        'record.txt: layer "a": kv_cache_value is not used here and is not kept',
-    ]
 
 
 # --- bits --------------------------------------------------------------------------------------

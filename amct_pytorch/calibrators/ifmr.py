@@ -110,7 +110,7 @@ class IFMR:
         if self._sketch is not None or self._outgrows(x.numel()):
             self._add_sketch(Sketch.of(x, *self._options.kept))
         else:
-            rows = x.reshape(1, -1) if self._axis is None else x.movedim(self._axis, 0).flatten(1)
+            rows = x.reshape(1, -1) if self._axis is None else _rows(x, self._axis)
             self._check_channels(rows)
             if not all(torch.isfinite(end) for end in rows.aminmax()):
                 raise RuntimeError("x must be finite, got NaN or infinity")
@@ -212,3 +212,8 @@ def _described(state: Mapping[str, Tensor]) -> str:
 
 def _numel(batches: list[Tensor]) -> int:
     return sum(rows.numel() for rows in batches)
+
+
+def _rows(x: Tensor, axis: int) -> Tensor:
+    """One row for each index of the dimension `axis`."""
+    return x.movedim(axis, 0).reshape(x.size(axis), -1)

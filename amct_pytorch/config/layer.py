@@ -6,13 +6,13 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
     Tag,
     ValidationInfo,
     WithJsonSchema,
-    field_validator,
 )
 
 from .fields import ONLY_FLOAT, Strict, known, limited, one_of, where
@@ -29,6 +29,18 @@ def _pair(value: object) -> object:
     return tuple(value)
 
 
+def _fits_range(step: float, info: ValidationInfo) -> float:
+    if "search_range" in info.data:
+        # Decimals as printed: 1.3 - 0.7 is 0.6 there, and a step of 0.6 is allowed.
+        start, end = (Decimal(repr(x)) for x in info.data["search_range"])
+        if Decimal(repr(step)) > end - start:
+            raise wrong_value(f"at most {end - start}, the width of search_range")
+        least = (end - start) / MOST_CANDIDATES
+        if Decimal(repr(step)) < least:
+            raise wrong_value(f"at least {least:.3g}, for {MOST_CANDIDATES} candidates")
+    return step
+
+
 # Of numbers above 0 wherever there is one; the order of the two is beyond a JSON Schema.
 _PAIR_SCHEMA = {
     "type": "array",
@@ -37,6 +49,14 @@ _PAIR_SCHEMA = {
     "maxItems": 2,
 }
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair), WithJsonSchema(_PAIR_SCHEMA)]
+SearchRange = Annotated[Pair, where(lambda r: 0 < r[0] < r[1], "[start, end] with 0 < start < end")]
+# Of a model whose field before it is `search_range`.
+SearchStep = Annotated[
+    float,
+    limited("a number above 0", exclusiveMinimum=0),
+    AfterValidator(_fits_range),
+    Field(validate_default=True),
+]
 Percentile = Annotated[
     float, limited("a number above 0.5 and at most 1", exclusiveMinimum=0.5, maximum=1)
 ]
@@ -46,6 +66,7 @@ Fraction = Annotated[
 ]
 ACT_ALGO = known("ifmr", "hfmg")
 WTS_ALGO = known("arq_quantize", "ada_quantize")
+Bins = Annotated[int, one_of(1024, 2048, 4096, 8192)]
 ActivationBits = Annotated[int, one_of(4, 8, 16)]
 WeightBits = Annotated[int, one_of(4, 6, 7, 8)]
 
@@ -59,31 +80,14 @@ class IfmrConfig(Strict):
     """The largest value that counts is the one with this share of all values below it."""
     min_percentile: Percentile = 0.999999
     """The smallest value that counts is the one with this share of all values above it."""
-    search_range: Annotated[
-        Pair, where(lambda r: 0 < r[0] < r[1], "[start, end] with 0 < start < end")
-    ] = (0.7, 1.3)
+    search_range: SearchRange = (0.7, 1.3)
     """First and last factor that is tried on these values; start is below end."""
-    search_step: Annotated[float, limited("a number above 0", exclusiveMinimum=0)] = Field(
-        default=0.01, validate_default=True
-    )
+    search_step: SearchStep = 0.01
     """From one factor to the next, at most the width of search_range."""
     act_algo: Annotated[Literal["ifmr"], ACT_ALGO] = "ifmr"
     """The algorithm; ifmr unless num_of_bins is given."""
     asymmetric: bool
     """Whether activations have an offset; activation_offset decides if this is left out."""
-
-    @field_validator("search_step")
-    @classmethod
-    def _fits_range(cls, step: float, info: ValidationInfo) -> float:
-        if "search_range" in info.data:
-            # Decimals as printed: 1.3 - 0.7 is 0.6 there, and a step of 0.6 is allowed.
-            start, end = (Decimal(repr(x)) for x in info.data["search_range"])
-            if Decimal(repr(step)) > end - start:
-                raise wrong_value(f"at most {end - start}, the width of search_range")
-            least = (end - start) / MOST_CANDIDATES
-            if Decimal(repr(step)) < least:
-                raise wrong_value(f"at least {least:.3g}, for {MOST_CANDIDATES} candidates")
-        return step
 
 
 class HfmgConfig(Strict):
@@ -95,7 +99,7 @@ class HfmgConfig(Strict):
     """The algorithm; hfmg if num_of_bins is given."""
     asymmetric: bool
     """Whether activations have an offset; activation_offset decides if this is left out."""
-    num_of_bins: Annotated[int, one_of(1024, 2048, 4096, 8192)] = 4096
+    num_of_bins: Bins = 4096
     """Bins of the histogram."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..graph.lazy_array import LazyArray
 from ..graph.options import split_input_data
 
 # Of the largest output. Behind a float layer the order of additions can flip a code, and a flipped
@@ -78,7 +79,7 @@ def _feeds(names: list[str], input_data: Any) -> dict[str, Any]:
             f"the graph has inputs {names}, input_data {len(rest) + len(named)} tensors"
         )
     feeds = {**named, **dict(zip(open_names, rest, strict=True))}
-    return {name: tensor.detach().cpu().numpy() for name, tensor in feeds.items()}
+    return {name: _array(tensor) for name, tensor in feeds.items()}
 
 
 @torch.no_grad()
@@ -89,7 +90,11 @@ def _outputs(model: nn.Module, input_data: Any) -> list[Any]:
         lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
     )
     leaves = tree_leaves(model(*args, **kwargs))
-    return [leaf.detach().cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+    return [_array(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _array(tensor: Tensor) -> Any:
+    return LazyArray.of_tensor(tensor).read()
 
 
 def _difference(one: Any, other: Any) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .._binary import host
+from ..graph.lazy_array import LazyArray
 from ..graph.site import Site, new_initializer, replace_constants
 from .integer_ir import IntegerLayer
 from .placement import free_name
@@ -47,7 +48,7 @@ class DeployWriter:
     def constants(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> None:
         weight = layer.weight
         if weight is not None and layer.wts_bits == 4:
-            weight = host.pack_int4(weight, INPUT_CHANNEL_AXIS[layer.op_type])
+            weight = _packed(weight, INPUT_CHANNEL_AXIS[layer.op_type])
         replace_constants(at, layer.name, weight, layer.bias)
         if layer.bias is not None and layer.act_bits == 4:
             self._cast_bias(graph, layer, at.node)
@@ -78,3 +79,10 @@ class DeployWriter:
         cast.outputs[0].name = f"{name}.output0"
         graph.insert_before(node, cast)
         node.replace_input_with(2, cast.outputs[0])
+
+
+def _packed(codes: LazyArray, axis: int) -> LazyArray:
+    """Two 4-bit codes in a byte along `axis`, the even one in the low half."""
+    half = codes.shape[axis] // 2
+    shape = (*codes.shape[:axis], half, *codes.shape[axis + 1 :])
+    return LazyArray(shape, codes.dtype, lambda: host.pack_int4(codes.read().astype(np.int8), axis))

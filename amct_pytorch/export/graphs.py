@@ -11,14 +11,15 @@ from typing import TypeVar, cast
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from ..files import Content
 from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
 from ..records import OpType, Records, RecordTarget
 from .deploy import DeployWriter
 from .fake_quant import FakeQuantWriter
-from .integer_ir import describe, weight_channels_first
-from .model_file import model_files
+from .integer_ir import describe, input_channels, output_channels
+from .model_file import has_external_data, model_files
 from .placement import Writer, rewrite
 from .recurrent import RECURRENT_WRITERS, describe_recurrent
 
@@ -31,8 +32,15 @@ QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
 WRITERS: dict[str, Callable[[], Writer]] = {"deploy": DeployWriter, "fake_quant": FakeQuantWriter}
 
 
-def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) -> dict[str, bytes]:
-    """The contents of the deploy and the fake_quant file, by the path of each form in `paths`."""
+def graph_files(
+    modified: ir.Model, records: Records, paths: Mapping[str, str]
+) -> dict[str, Content]:
+    """The contents of the deploy and the fake_quant file, by the path of each form in `paths`.
+
+    Tensors that `modified` has in another file are in another file again.
+    """
+    external = has_external_data(modified)
+    _drop_repeated_inputs(modified.graph)
     ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
@@ -53,7 +61,7 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
         for name, site in recurrent_sites.items()
         if name in records and records[name].has_factors
     }
-    files: dict[str, bytes] = {}
+    files: dict[str, Content] = {}
     for form, path in paths.items():
         exported = modified.clone()
         sites, recurrent_sites = _sites(exported), _recurrent_sites(exported)
@@ -62,7 +70,7 @@ def graph_files(modified: ir.Model, records: Records, paths: Mapping[str, str]) 
         rewrite(
             exported, [(sites[name], layer) for name, layer in integers.items()], WRITERS[form]()
         )
-        files.update(model_files(exported, path))
+        files.update(model_files(exported, path, external))
     if missing := [name for name in configured if name not in records]:
         logger.warning(
             "%s has no factors for %s: left float (if the file was cut off, calibrate again)",
@@ -81,6 +89,12 @@ def model_paths(save_path: str) -> dict[str, str]:
         )
         for form in WRITERS
     }
+
+
+def _drop_repeated_inputs(graph: ir.Graph) -> None:
+    """Takes initializers from the inputs of a graph, where older models list them too."""
+    for value in [value for value in graph.inputs if value.is_initializer()]:
+        graph.inputs.remove(value)
 
 
 def _sites(model: ir.Model) -> dict[str, Site]:
@@ -113,18 +127,9 @@ def _target(site: Site) -> RecordTarget:
     op_type = cast(OpType, site.node.op_type)
     if site.weight is None:
         return RecordTarget(op_type, 1, 0)
-    channels = weight_channels_first(site.weight, site.node).shape[0]
-    return RecordTarget(op_type, channels, _input_channels(site))
+    return RecordTarget(op_type, output_channels(site), input_channels(site))
 
 
 def _recurrent_target(site: RecurrentSite) -> RecordTarget:
     _, rows, inputs = site.weight.shape
     return RecordTarget(cast(OpType, site.node.op_type), rows, inputs)
-
-
-def _input_channels(site: Site) -> int:
-    assert site.weight is not None
-    if site.node.op_type == "Conv":
-        group = site.node.attributes.get("group")
-        return int(site.weight.shape[1] * (group.as_int() if group else 1))
-    return int(site.weight.shape[0])

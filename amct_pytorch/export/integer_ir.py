@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from ..graph.lazy_array import Array, LazyArray
 from ..graph.site import Site, is_product
 from ..layers.channels import channels_first, channels_restored
 from ..layers.integers import bias_codes, row_codes
@@ -36,7 +39,7 @@ class IntegerLayer:
     offset_d: int
     act_bits: int
     wts_bits: int
-    weight: NDArray[np.int8] | None  # in the layout of the site; None if that has none
+    weight: LazyArray | None  # int8, in the layout of the site; None if that has none
     bias: NDArray[np.int32] | None
     deq_scale: NDArray[np.float32]  # fl(scale_w * scale_d), one or one per output channel
     shift: NDArray[np.uint8] | None  # N, one per deq_scale; None: the sum stays in int32
@@ -61,8 +64,7 @@ def describe(name: str, site: Site, record: LayerRecord) -> IntegerLayer:
     deq_scale = dequant_scale(name, record)
     weight = None
     if site.weight is not None:
-        rows = quantize_rows(weight_channels_first(site.weight, site.node), record)
-        weight = _weight_restored(rows, site.node)
+        weight = LazyArray(site.weight.shape, np.dtype(np.int8), partial(_codes, site, record))
     layer = IntegerLayer(
         name=name,
         op_type=site.node.op_type,
@@ -110,11 +112,6 @@ def shift_of(record: LayerRecord) -> NDArray[np.uint8] | None:
     return np.asarray(record.shift_bit, np.uint8) if any(record.shift_bit) else None
 
 
-def quantize_rows(rows: torch.Tensor, record: LayerRecord) -> torch.Tensor:
-    """int8 codes of a weight [Cout, ...] under the weight factors of `record`."""
-    return codes_of(rows, record.scale_w, record.wts_bits)
-
-
 def codes_of(rows: torch.Tensor, scales: Sequence[float], bits: int) -> torch.Tensor:
     """int8 codes of a weight [Cout, ...] under one scale or one per row."""
     return row_codes(rows, torch.tensor(scales, dtype=torch.float32, device=rows.device), bits)
@@ -143,19 +140,46 @@ def groups_of(node: ir.Node) -> int:
     return 1 if attribute is None else attribute.as_int()
 
 
-def weight_channels_first(weight: NDArray[np.generic], node: ir.Node) -> torch.Tensor:
-    """[Cout, ...] view of a weight in the layout of its node (MatMul and Gemm hold [K, N])."""
-    tensor = torch.from_numpy(np.array(weight, order="C"))  # torch wants writable memory
+def weight_channels_first(weight: Array, node: ir.Node) -> torch.Tensor:
+    """[Cout, ...] of a weight in the layout of its node (MatMul and Gemm hold [K, N])."""
+    tensor = _tensor(weight)
     if node.op_type in ("Gemm", "MatMul"):
         return tensor.t()
     return channels_first(tensor, node.op_type == "ConvTranspose", groups_of(node))
 
 
-def _weight_restored(rows: torch.Tensor, node: ir.Node) -> NDArray[np.int8]:
+def output_channels(site: Site) -> int:
+    """The number of output channels of a layer with weights."""
+    assert site.weight is not None
+    if site.node.op_type == "Conv":
+        return site.weight.shape[0]
+    return site.weight.shape[1] * groups_of(site.node)
+
+
+def input_channels(site: Site) -> int:
+    """The number of input channels of a layer with weights."""
+    assert site.weight is not None
+    if site.node.op_type == "Conv":
+        return site.weight.shape[1] * groups_of(site.node)
+    return site.weight.shape[0]
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if not array.flags.writeable:  # torch warns of memory that it could write to
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _codes(site: Site, record: LayerRecord) -> NDArray[np.int8]:
+    """The codes of a site's weight in its layout."""
+    assert site.weight is not None
+    node = site.node
+    rows = weight_channels_first(site.weight.read(), node)
+    codes = codes_of(rows, record.scale_w, record.wts_bits)
     if node.op_type in ("Gemm", "MatMul"):
-        codes = rows.t()
+        codes = codes.t()
     else:
-        codes = channels_restored(rows, node.op_type == "ConvTranspose", groups_of(node))
+        codes = channels_restored(codes, node.op_type == "ConvTranspose", groups_of(node))
     result: NDArray[np.int8] = codes.contiguous().numpy()
     return result
 
@@ -166,10 +190,12 @@ def _check_accumulator(layer: IntegerLayer, site: Site) -> None:
         return
     half = 2 ** (layer.act_bits - 1)
     largest = max(half + layer.offset_d, half - 1 - layer.offset_d)
-    rows = weight_channels_first(layer.weight, site.node).flatten(1).to(torch.int64).abs()
-    bound = rows.sum(1) * largest
-    if layer.bias is not None:
-        bound = bound + torch.from_numpy(layer.bias).to(torch.int64).abs()
+    products = math.prod(layer.weight.shape) // output_channels(site)
+    bias = np.zeros(1, np.int64) if layer.bias is None else np.abs(layer.bias.astype(np.int64))
+    if products * 2 ** (layer.wts_bits - 1) * largest + int(bias.max()) <= INT32_MAX:
+        return  # whatever the weights are
+    rows = weight_channels_first(layer.weight.read(), site.node).flatten(1)
+    bound = rows.to(torch.int64).abs().sum(1) * largest + torch.from_numpy(bias)
     if int(bound.max()) > INT32_MAX:
         logger.warning(
             "%s: channel %d can reach %d, beyond the int32 accumulator; inputs at their limits "

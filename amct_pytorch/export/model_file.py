@@ -1,27 +1,39 @@
-"""Reading and writing ONNX files; large ones keep their tensors in one file beside them."""
+"""Reading and writing ONNX files; large ones keep their tensors in one file beside them.
+
+Such a file is read and written one tensor at a time, so that a model is never in memory twice.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
+
+from ..files import Content
 
 # Serialized models above this many bytes get external data (protobuf ends at 2 GiB).
 EXTERNAL_DATA_LIMIT = 2_000_000_000
 # Smaller tensors stay inside: shape inference reads axes and shapes, and not from another file.
 SMALLEST_EXTERNAL = 256
+ALIGNMENT = 4096  # of a tensor in its file: a page, so that runtimes can map it
 
 
 def load_model(path: str) -> ir.Model:
-    """Reads an ONNX file with its external data.
+    """Reads an ONNX file; tensors in other files are read from there when they are needed.
 
-    Raises FileNotFoundError if it is missing and ValueError if it is not an ONNX model; both name
-    the file.
+    Raises FileNotFoundError if a file is missing and ValueError if it is not an ONNX model or its
+    tensors are cut off; all name the file.
     """
     try:
         model = ir.load(path)
-        ir.external_data.load_to_model(model)
+        if model.graph is not None:
+            for value in model.graph.initializers.values():
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    value.const_value = _read_when_needed(value.const_value)
     except FileNotFoundError as error:
         missing = error.filename or path
         raise FileNotFoundError(error.errno, "file of the ONNX model not found", missing) from None
@@ -34,23 +46,74 @@ def load_model(path: str) -> ir.Model:
     return model
 
 
-def model_files(model: ir.Model, path: str) -> dict[str, bytes]:
-    """The contents of `path` and, above the limit, of `<path>.data` with its tensors."""
-    proto_bytes = sum(v.const_value.nbytes for v in _tensors(model) if v.const_value is not None)
-    if proto_bytes <= EXTERNAL_DATA_LIMIT:
+def has_external_data(model: ir.Model) -> bool:
+    """Whether a tensor of a loaded `model` is in another file."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return any(isinstance(tensor, _FromFile | ir.ExternalTensor) for tensor in tensors)
+
+
+def model_files(model: ir.Model, path: str, external: bool = False) -> dict[str, Content]:
+    """The contents of `path` and, above the limit or if `external`, of `<path>.data` beside it."""
+    initializers = list(model.graph.initializers.values())
+    inside = sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
+    if not external and inside <= EXTERNAL_DATA_LIMIT:
         content = ir.to_proto(model).SerializeToString(deterministic=True)
         if len(content) <= EXTERNAL_DATA_LIMIT:
             return {path: content}
     data_name = f"{os.path.basename(path)}.data"
-    with tempfile.TemporaryDirectory() as folder:
-        ir.external_data.unload_from_model(
-            model, folder, data_name, size_threshold_bytes=SMALLEST_EXTERNAL
+    end, moved = 0, []
+    for value in initializers:
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < SMALLEST_EXTERNAL:
+            continue
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        end = start + tensor.nbytes
+        moved.append((value, tensor, start))
+        shape = ir.Shape(tensor.shape.numpy())
+        value.const_value = ir.ExternalTensor(
+            data_name, start, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
         )
-        proto = ir.to_proto(model)
-        with open(os.path.join(folder, data_name), "rb") as file:
-            data = file.read()
-    return {path: proto.SerializeToString(deterministic=True), f"{path}.data": data}
+    try:
+        content = ir.to_proto(model).SerializeToString(deterministic=True)
+    finally:
+        for value, tensor, _ in moved:
+            value.const_value = tensor
+    data = _Data([(tensor, start) for _, tensor, start in moved])
+    return {path: content, f"{path}.data": data.write}
 
 
-def _tensors(model: ir.Model) -> list[ir.Value]:
-    return list(model.graph.initializers.values())
+@dataclass(frozen=True)
+class _Data:
+    """The file of the tensors of a model: each from a byte of its own on."""
+
+    tensors: Sequence[tuple[ir.TensorProtocol, int]]
+
+    def write(self, file: BinaryIO) -> None:
+        end = 0
+        for tensor, start in self.tensors:
+            file.write(bytes(start - end))
+            tensor.tofile(file)  # type: ignore[attr-defined]
+            end = start + tensor.nbytes
+
+
+class _FromFile(ir.LazyTensor):
+    """A tensor that is in another file and does not stay in memory."""
+
+
+def _read_when_needed(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Reads of a mapped file would count as memory of the process for as long as it is mapped."""
+    size, start = os.path.getsize(tensor.path), tensor.offset or 0
+    if tensor.dtype.itemsize < 1:  # two codes in a byte: onnx_ir takes them apart
+        return tensor
+    if start + tensor.nbytes > size:
+        raise ValueError(
+            f"{tensor.path}: expected {start + tensor.nbytes} bytes for {tensor.name}, found {size}"
+        )
+
+    def read() -> ir.TensorProtocol:
+        content = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=start)
+        shape = tuple(tensor.shape.numpy())
+        array = content.view(tensor.dtype.numpy()).reshape(shape)
+        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+
+    return _FromFile(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name)

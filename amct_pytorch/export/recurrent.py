@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from .._binary import host
+from ..graph.lazy_array import Array
 from ..graph.recurrent import RecurrentSite, replace_recurrent_constants
-from ..graph.site import Array, new_initializer
+from ..graph.site import new_initializer
 from ..records import LayerRecord
 from .fake_quant import Chain
 from .integer_ir import codes_of, product_scale, quantize_bias

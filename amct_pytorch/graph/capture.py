@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from torch import nn
 
+from .bfloat16 import widen
 from .capture_error import explain
 from .exporters import export, is_dynamo, quiet
 from .options import ExportOptions, split_input_data
@@ -39,6 +40,7 @@ def capture(
         raise RuntimeError(explain(error, model, args, kwargs)) from error
     by = watch.nodes_by_metadata if is_dynamo(options) else watch.nodes_by_scope
     nodes = by(exported)
+    widen(exported)
     with quiet():
         tidy(exported)
     alive = set(exported.graph)

@@ -1,7 +1,8 @@
 """The two exporters of torch: the only file that knows them.
 
 Up to opset 17 the older one (TorchScript) is used, from 18 on the one built on `torch.export`.
-Both run the model in evaluation mode, alone in the process and without words of their own.
+Both run the model in evaluation mode, alone in the process and without words of their own. The
+initializers of the graph are the tensors of the model: nothing is copied.
 """
 
 from __future__ import annotations
@@ -9,10 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import itertools
 import logging
-import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,8 +27,6 @@ from .options import ExportOptions
 from .plain import plain_operations
 
 FIRST_DYNAMO_OPSET = 18
-# A protobuf message ends at 2 GiB: above this many parameter bytes the export goes through files.
-IN_MEMORY_LIMIT = 1_900_000_000
 
 # An exporter refuses to run beside itself; like `quiet`, it changes what belongs to the process.
 _ALONE = threading.RLock()
@@ -74,17 +70,22 @@ def _export_torchscript(
 def _run_torchscript(
     model: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any]
 ) -> ir.Model:
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    if sum(t.numel() * t.element_size() for t in tensors) <= IN_MEMORY_LIMIT:
-        buffer = io.BytesIO()
-        torch.onnx.export(model, inputs, buffer, **arguments)  # type: ignore[arg-type]
-        return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.onnx")
-        torch.onnx.export(model, inputs, path, **arguments)
-        exported = ir.load(path)
-        ir.external_data.load_to_model(exported)
-        return exported
+    buffer = io.BytesIO()  # of the nodes alone: a protobuf message ends at 2 GiB
+    torch.onnx.export(model, inputs, buffer, export_params=False, **arguments)  # type: ignore[arg-type]
+    exported = ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+    _bind_parameters(exported.graph, model)
+    return exported
+
+
+def _bind_parameters(graph: ir.Graph, model: nn.Module) -> None:
+    """Turns the inputs that stand for tensors of `model` into initializers over them."""
+    tensors = model.state_dict(keep_vars=True)
+    for value in [v for v in graph.inputs if v.name in tensors]:
+        graph.inputs.remove(value)
+        value.const_value = ir.tensor_adapters.TorchTensor(
+            tensors[str(value.name)].detach(), name=value.name
+        )
+        graph.register_initializer(value)
 
 
 @contextmanager

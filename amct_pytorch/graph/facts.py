@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from ..capability import BY_KIND, PTQ_KINDS, kind_of
 from .capture import Capture
+from .lazy_array import LazyArray
 from .recurrent import why_not_module, why_not_node
 from .site import UnsupportedSiteError, is_shared, locate
 
@@ -187,15 +187,19 @@ def _node_reason(node: ir.Node, module: nn.Module, kind: str, own: set[ir.Node])
         return f"it is called on inputs of {rank} dimensions, not 2 to 4"
     if is_shared(node.inputs[1]):
         return "its weight is also used elsewhere in forward"
-    weight = module.weight.detach().cpu()  # type: ignore[operator]
-    expected = weight.T if kind == "Linear" else weight
-    if site.weight.shape != tuple(expected.shape):
-        return "its weight is computed in forward, not its parameter"
-    if weight.dtype == torch.bfloat16:  # numpy has no such type, and no verb quantizes it
-        return None
-    if not np.array_equal(site.weight, expected.numpy(), equal_nan=True):
+    weight = LazyArray.of_tensor(module.weight)  # type: ignore[arg-type]
+    if not _same(site.weight, weight.transposed() if kind == "Linear" else weight):
         return "its weight is computed in forward, not its parameter"
     return None
+
+
+def _same(one: LazyArray, other: LazyArray) -> bool:
+    """Whether two arrays have the same values."""
+    if one.shape != other.shape:
+        return False
+    a, b = one.read(), other.read()
+    same_memory = a.__array_interface__["data"] == b.__array_interface__["data"]
+    return (same_memory and a.strides == b.strides) or np.array_equal(a, b, equal_nan=True)
 
 
 def _batch_norms(

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from torch import nn
 
 from ..layers.gates import gates_to_onnx
-from .site import Array, UnsupportedSiteError, constant_of, replace_input
+from .lazy_array import Array
+from .site import UnsupportedSiteError, constant_of, replace_input
 
 GATES = {"LSTM": 4, "GRU": 3}
 _ABSENT = ("activations", "activation_alpha", "activation_beta", "clip")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+from .lazy_array import Array, LazyArray
+
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")
 
 
@@ -28,7 +28,7 @@ class Site:
     """A layer's node with its constants; `output` is the value that dequantization follows."""
 
     node: ir.Node
-    weight: Array | None  # None for AveragePool and for a MatMul of two computed values
+    weight: LazyArray | None  # None for AveragePool and for a MatMul of two computed values
     bias: Array | None
     bias_add: ir.Node | None  # the Add that holds a MatMul's bias
     operand: int = 0  # which input of the node is meant; 1: the second of two computed values
@@ -58,7 +58,7 @@ def locate(node: ir.Node) -> Site:
         raise UnsupportedSiteError(f"it is a {op} node, not one of {', '.join(LAYER_OPS)}")
     if op == "AveragePool":
         return Site(node, None, None, None)
-    weight = constant_of(node.inputs[1])
+    weight = constant_at(node.inputs[1])
     if weight is None:
         raise UnsupportedSiteError("its weight is computed in forward, not a constant")
     bias_value, bias_add = (node.inputs[2] if len(node.inputs) > 2 else None), None
@@ -73,9 +73,10 @@ def locate(node: ir.Node) -> Site:
         if _int(node, "transA", 0):
             raise UnsupportedSiteError("its input is transposed (Gemm with transA=1)")
         if _int(node, "transB", 0):
-            weight = weight.T
-        weight = _times(weight, _float(node, "alpha"))
-        bias = None if bias is None else _times(bias, _float(node, "beta"))
+            weight = weight.transposed()
+        weight = weight.times(_float(node, "alpha"))
+        beta = np.float32(_float(node, "beta"))
+        bias = None if bias is None else (bias * beta).astype(bias.dtype)
         if bias is not None and bias.size != weight.shape[1]:
             raise UnsupportedSiteError(f"its bias has shape {bias.shape}, not one per output")
     return Site(node, weight, None if bias is None else bias.reshape(-1), bias_add)
@@ -85,10 +86,12 @@ def is_product(node: ir.Node) -> bool:
     """Whether `node` is a MatMul of two computed values."""
     if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
         return False
-    return constant_of(node.inputs[1]) is None
+    return constant_at(node.inputs[1]) is None
 
 
-def replace_constants(site: Site, name: str, weight: Array | None, bias: Array | None) -> None:
+def replace_constants(
+    site: Site, name: str, weight: LazyArray | None, bias: Array | LazyArray | None
+) -> None:
     """Gives the layer `name` initializers of its own, `<name>.weight` and `<name>.bias`.
 
     `weight` and `bias` are in the site's layout, of any dtype; None leaves what stands there.
@@ -109,21 +112,53 @@ def replace_constants(site: Site, name: str, weight: Array | None, bias: Array |
         replace_input(graph, owner, index, f"{name}.bias", bias)
 
 
-def constant_of(value: ir.Value | None) -> Array | None:
+def replace_weight(site: Site, name: str, weight: LazyArray) -> None:
+    """Gives the layer `name` the initializer `<name>.weight`, in the layout that torch has.
+
+    That of Linear is [N, K]: a node behind it, or an attribute, says so.
+    """
+    node = site.node
+    if node.op_type not in ("Gemm", "MatMul"):
+        replace_constants(site, name, weight, None)
+        return
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    replace_input(graph, node, 1, f"{name}.weight", weight)
+    if node.op_type == "Gemm":
+        node.attributes.pop("alpha", None)
+        node.attributes["transB"] = ir.AttrInt64("transB", 1)
+        return
+    perm = ir.AttrInt64s("perm", [1, 0])
+    transpose = ir.Node("", "Transpose", [node.inputs[1]], [perm], name=f"{name}.weight.transpose")
+    output = transpose.outputs[0]
+    output.name = f"{transpose.name}.output0"
+    output.type = ir.TensorType(ir.DataType.from_numpy(weight.dtype))
+    output.shape = ir.Shape(weight.shape[::-1])
+    graph.insert_before(node, transpose)
+    node.replace_input_with(1, output)
+
+
+def constant_at(value: ir.Value | None) -> LazyArray | None:
     """The array of an initializer or Constant, seen through Identity and Transpose, else None."""
     if value is None:
         return None
     producer = value.producer()
     if producer is None or producer.op_type == "Constant":
         tensor = ir.convenience.get_const_tensor(value)
-        return None if tensor is None else tensor.numpy()
+        return None if tensor is None else LazyArray.of_constant(tensor)
     if producer.op_type == "Identity":
-        return constant_of(producer.inputs[0])
+        return constant_at(producer.inputs[0])
     if producer.op_type == "Transpose":
-        array = constant_of(producer.inputs[0])
+        array = constant_at(producer.inputs[0])
         perm = producer.attributes.get("perm")
-        return None if array is None else array.transpose(perm.as_ints() if perm else None)
+        return None if array is None else array.transposed(tuple(perm.as_ints()) if perm else None)
     return None
+
+
+def constant_of(value: ir.Value | None) -> Array | None:
+    """The array that `constant_at` finds, read."""
+    constant = constant_at(value)
+    return None if constant is None else constant.read()
 
 
 def is_shared(value: ir.Value | None) -> bool:
@@ -138,20 +173,25 @@ def is_shared(value: ir.Value | None) -> bool:
     return is_shared(producer.inputs[0])
 
 
-def new_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+def new_initializer(graph: ir.Graph, name: str, array: Array | LazyArray) -> ir.Value:
     """Registers `array` under `name`, or under the first free `name_2`, `name_3`, ..."""
     unique, number = name, 1
     while unique in graph.initializers:
         number += 1
         unique = f"{name}_{number}"
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
+    if isinstance(array, LazyArray):
+        tensor = array.tensor(unique)
+    else:
+        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
     shape = ir.Shape(array.shape)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
-def replace_input(graph: ir.Graph, node: ir.Node, index: int, name: str, array: Array) -> None:
+def replace_input(
+    graph: ir.Graph, node: ir.Node, index: int, name: str, array: Array | LazyArray
+) -> None:
     """Puts a new initializer at an input of `node`; what stood there goes if it is unused."""
     old = node.inputs[index] if index < len(node.inputs) else None
     if index >= len(node.inputs):
@@ -184,7 +224,7 @@ def _bias_of_matmul(node: ir.Node, channels: int) -> tuple[ir.Node | None, ir.Va
         return None, None
     add = consumers[0]
     other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
-    array = constant_of(other)
+    array = constant_at(other)
     if array is None or array.shape != (channels,):
         return None, None
     return add, other
@@ -198,7 +238,3 @@ def _int(node: ir.Node, name: str, default: int) -> int:
 def _float(node: ir.Node, name: str) -> float:
     attribute = node.attributes.get(name)
     return 1.0 if attribute is None else attribute.as_float()
-
-
-def _times(array: Array, factor: float) -> Array:
-    return array if factor == 1.0 else (array * np.float32(factor)).astype(array.dtype)

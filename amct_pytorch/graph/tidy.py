@@ -11,7 +11,8 @@ from onnxscript.optimizer import fold_constants
 from .padding import fold_pad, write_out_padding
 from .site import LAYER_OPS, constant_of
 
-READERS = (*LAYER_OPS, "Transpose", "Identity", "Shape")  # that read a weight as such
+RECURRENT_OPS = ("LSTM", "GRU")
+LARGEST_WEIGHT = 2**40  # elements: no limit
 MOST_FILLED = 1024  # elements of a constant that a ConstantOfShape may become
 
 
@@ -25,6 +26,13 @@ def tidy(model: ir.Model) -> None:
     fold_constants(
         model, onnx_shape_inference=False, should_fold=lambda node: _should_fold(node, weights)
     )
+    if reordered := _reordered(model.graph):
+        fold_constants(
+            model,
+            onnx_shape_inference=False,
+            output_size_limit=LARGEST_WEIGHT,
+            should_fold=lambda node: node in reordered,
+        )
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -74,12 +82,26 @@ def _weights(graph: ir.Graph) -> set[ir.Value]:
 def _should_fold(node: ir.Node, weights: set[ir.Value]) -> bool | None:
     """Small fills too, which stand in the padding that the older exporter writes; None: as ever.
 
-    What forward computes of a layer's weight is not: a weight that is quantized changes it.
+    What is made of a layer's weight is not: its transpose would be a copy, and what forward
+    computes of it changes when it is quantized.
     """
-    if node.op_type not in READERS and any(value in weights for value in node.inputs):
+    if node.op_type != "Shape" and any(value in weights for value in node.inputs):
         return False
     shape = constant_of(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
     return True if shape is not None and math.prod(shape.tolist()) <= MOST_FILLED else None
+
+
+def _reordered(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that put the gates of LSTM and GRU weights into the order of ONNX."""
+    found: set[ir.Node] = set()
+    todo = [v for n in graph if n.op_type in RECURRENT_OPS for v in n.inputs[1:4]]
+    while todo:
+        value = todo.pop()
+        producer = None if value is None else value.producer()
+        if producer is not None and producer not in found:
+            found.add(producer)
+            todo.extend(producer.inputs)
+    return found
 
 
 def _drop_exporter_notes(model: ir.Model) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibrators import HFMG, IFMR
+from ..ops._checks import check_dtype
 from .base import AmctLayer
 
 Calibrator = IFMR | HFMG
@@ -59,11 +60,7 @@ class CalibratedLayer(AmctLayer):
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = self.first_input(args, kwargs)
-        if x.dtype not in (torch.float32, torch.float16):
-            raise TypeError(
-                f"{self.name}: expected an activation of dtype float32 or float16, got "
-                f"{str(x.dtype).removeprefix('torch.')}"
-            )
+        check_dtype(f"{self.name}: activation", x)
         output = self.sub_module(*args, **kwargs)
         if self.calibrator is not None:
             self._observe(x)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,8 +40,7 @@ class LayerRecord:
             if isinstance(value, float | int | np.floating):
                 object.__setattr__(self, name, float(np.float32(value)))
             elif value:
-                exact = np.asarray(value, np.float32).astype(np.float64).tolist()
-                object.__setattr__(self, name, tuple(exact))
+                object.__setattr__(self, name, as_float32(value))
 
     @property
     def act_bits(self) -> int:
@@ -65,7 +65,14 @@ class LayerRecord:
         return any(n is not None for n in numbers) or any(lists)
 
 
-REPEATED = tuple(f.name for f in fields(LayerRecord) if f.default == ())
+def as_float32(values: Sequence[float]) -> tuple[float, ...]:
+    """The float32 next to each of `values`.
+
+    >>> as_float32([0.1])
+    (0.10000000149011612,)
+    """
+    exact: list[float] = np.asarray(values, np.float32).astype(np.float64).tolist()
+    return tuple(exact)
 
 
 def _bits(type_name: str | None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 
+from ..files import Content
 from ..search.model_search import ModelSearch
 from ..search.output_paths import OutputPaths
 from ..search.result import Trial
@@ -19,10 +20,12 @@ from .states import layer_states
 
 
 def describe_graph(
-    search: ModelSearch, winner: Trial, models: Mapping[str, bytes], paths: OutputPaths
+    search: ModelSearch, winner: Trial, models: Mapping[str, Content], paths: OutputPaths
 ) -> dict[str, Any]:
     """The content of the file, for the models that are written to `paths`."""
-    graph = onnx.load_from_string(models[paths.models["deploy"]]).graph
+    deploy = models[paths.models["deploy"]]
+    assert isinstance(deploy, bytes)
+    graph = onnx.load_from_string(deploy).graph
     quants = {n.output[0]: n.name for n in graph.node if n.op_type == "AscendQuant"}
     inputs = {n.name: n.input[0] for n in graph.node if n.input}
     fused: dict[str, list[str]] = {}

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
+from ..graph.lazy_array import LazyArray
 from ..graph.site import drop_if_unused, locate, replace_constants
 from ..layers.finite import is_finite
 from ..layers.fold import fold_batch_norm
@@ -67,7 +68,7 @@ def _fuse_nodes(
     capture: Capture, facts: ModelFacts, bn_name: str, conv_name: str, conv: Any
 ) -> None:
     node = main_nodes(capture, conv_name, facts.layers[conv_name].kind)[0]
-    weight, bias = (p.detach().cpu().numpy() for p in (conv.weight, conv.bias))
+    weight, bias = LazyArray.of_tensor(conv.weight), LazyArray.of_tensor(conv.bias)
     replace_constants(locate(node), conv_name, weight, bias)
     run = next(n for n in capture.nodes[bn_name] if n.op_type == "BatchNormalization")
     folded, output = node.outputs[0], run.outputs[0]

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..config.layer import LayerConfig
 from ..graph.capture import Capture
 from ..graph.facts import ModelFacts, main_nodes
-from ..graph.site import locate, replace_constants
+from ..graph.lazy_array import LazyArray
+from ..graph.site import locate, replace_weight
 from ..layers.channels import channels_first, channels_restored
 from ..layers.finite import is_finite
+from ..ops._checks import check_dtype
 from ..ops.arq import arq
 from ..ops.fake_quantize import fake_quantize
 from ..records import LayerRecord
@@ -30,8 +32,8 @@ def quantize_weights(
 ) -> dict[str, LayerRecord]:
     """Replaces the weights of `layers` by their fake-quantized values; returns their records.
 
-    Raises TypeError for weights that are neither float32 nor float16 and RuntimeError for NaN or
-    infinity in them, before anything is replaced in that layer; both name it.
+    Raises TypeError for weights that are not float32, float16 or bfloat16 and RuntimeError for NaN
+    or infinity in them, before anything is replaced in that layer; both name it.
     """
     records = {}
     mode = None if precision_mode == "DEFAULT" else precision_mode
@@ -60,14 +62,13 @@ def quantize_weights(
 def write_weights(
     capture: Capture, model: nn.Module, facts: ModelFacts, layers: Collection[str]
 ) -> None:
-    """Puts the weights that `layers` have in `model` into the captured graph."""
+    """Lets the captured graph have the weights that `layers` have in `model`; none is copied."""
     for name in layers:
         kind = facts.layers[name].kind
         if kind == "AvgPool2d":
             continue
-        weight: Tensor = model.get_submodule(name).weight.detach().cpu()  # type: ignore[operator]
-        array = (weight.t() if kind == "Linear" else weight).numpy()
-        replace_constants(locate(main_nodes(capture, name, kind)[0]), name, array, None)
+        weight = LazyArray.of_tensor(model.get_submodule(name).weight)  # type: ignore[arg-type]
+        replace_weight(locate(main_nodes(capture, name, kind)[0]), name, weight)
 
 
 def _check_finite(name: str, module: Any) -> None:
@@ -75,9 +76,7 @@ def _check_finite(name: str, module: Any) -> None:
         value: Tensor | None = getattr(module, key)
         if value is None:
             continue
-        if value.dtype not in (torch.float32, torch.float16):
-            dtype = str(value.dtype).removeprefix("torch.")
-            raise TypeError(f"{name}: expected a {key} of dtype float32 or float16, got {dtype}")
+        check_dtype(f"{name}: {key}", value)
         if not is_finite(value):
             first = (~torch.isfinite(value)).nonzero()[0].tolist()
             raise RuntimeError(
@@ -97,8 +96,8 @@ def _quantize_weight(
     scale, offset = arq(rows, num_bits, axis)
     _warn_of_tiny_channels(name, rows, scale)
     quantized = fake_quantize(rows, scale, offset, num_bits, axis)
-    quantized = channels_restored(quantized, transposed, groups).contiguous()
-    module.weight = nn.Parameter(quantized, requires_grad=weight.requires_grad)
+    quantized = channels_restored(quantized, transposed, groups)
+    weight.copy_(quantized)  # in place: what the captured graph holds is this memory
     return scale.reshape(-1).cpu()
 
 

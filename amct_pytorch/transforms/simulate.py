@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..export.integer_ir import dequant_scale, quantize_bias, shift_of
+from ..graph.lazy_array import LazyArray
 from ..layers.calibrate import CalibratedLayer
 from ..layers.integers import Factors, integers_of
 from ..layers.replace import replace_module
@@ -36,7 +37,7 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
     if not layers:
         raise RuntimeError("the model has no calibrated layer; pass what quantize_model returned")
     records = Records.load(record_file)
-    records.check_finished()
+    records.check_quantized()
     simulated = copy.deepcopy(model)
     forget_record(simulated)
     for module in [m for m in simulated.modules() if isinstance(m, CalibratedLayer)]:
@@ -67,7 +68,7 @@ def simulated_layer(name: str, module: Any, record: LayerRecord) -> SimulatedLay
     deq_scale = dequant_scale(name, record)  # raises for factors that cannot be used
     bias: Tensor | None = getattr(module, "bias", None)
     if bias is not None:
-        quantize_bias(name, bias.detach().cpu().numpy(), deq_scale)  # raises beyond int32
+        quantize_bias(name, LazyArray.of_tensor(bias).read(), deq_scale)  # raises beyond int32
     weight: Tensor | None = getattr(module, "weight", None)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     shift = shift_of(record)

@@ -121,6 +121,13 @@ def test_channels(axis):
     assert_same(calibrator.compute(), ifmr(x, axis=axis))
 
 
+def test_channels_of_a_vector():
+    calibrator = IFMR(axis=-1)
+    calibrator.update(torch.tensor([0.0, 255.0]))
+    calibrator.update(torch.tensor([255.0, 0.0]))
+    assert calibrator.compute()[0].tolist() == [1.0, 1.0]
+
+
 def test_another_number_of_channels():
     calibrator = calibrated([torch.ones(2, 3)], axis=1)
     with pytest.raises(RuntimeError, match="expected 3 channels in dimension 1"):

@@ -10,13 +10,15 @@ from amct_pytorch.config.messages import FOLDER, message_class
 
 RECORD, CALIBRATION = "scale_offset_record_pytorch", "calibration_config_pytorch"
 RETRAIN = "retrain_config_pytorch"
+KV_CACHE = "quant_calibration_config_pytorch"
+PACKAGES = {KV_CACHE: "AMCTPytorchQuantCaliProto"}  # of the others: AMCTPytorchProto
 
 
 def described(path):
     return descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
 
 
-@pytest.mark.parametrize("stem", [RECORD, CALIBRATION, RETRAIN])
+@pytest.mark.parametrize("stem", [RECORD, CALIBRATION, RETRAIN, KV_CACHE])
 def test_the_descriptor_sets_are_those_of_the_proto_files(tmp_path, stem):
     pytest.importorskip("grpc_tools")
     spec = importlib.util.spec_from_file_location("compile_protos", FOLDER / "compile.py")
@@ -102,6 +104,29 @@ FIELDS = {
         "asymmetric": 2,
         "dst_type": (10, 1),
     },
+    (KV_CACHE, "AMCTQuantCaliConfig"): {
+        "batch_num": (1, 1),
+        "activation_offset": (2, True),
+        "kv_cache_quant_config": 10,
+        "override_layers_configs": 110,
+    },
+    (KV_CACHE, "CommonCalibrationConfig"): {"quant_layers": 1, "calibration_config": 2},
+    (KV_CACHE, "OverrideLayer"): {"layer_name": 1, "kv_data_quant_config": 2},
+    (KV_CACHE, "CalibrationConfig"): {"ifmr_quantize": 1, "hfmg_quantize": 2},
+    (KV_CACHE, "FMRQuantize"): {
+        "search_range_start": (1, 0.7),
+        "search_range_end": (2, 1.3),
+        "search_step": (3, 0.01),
+        "max_percentile": (4, 0.999999),
+        "min_percentile": (5, 0.999999),
+        "asymmetric": 6,
+        "quant_granularity": (11, 0),
+    },
+    (KV_CACHE, "HFMGQuantize"): {
+        "num_of_bins": (1, 4096),
+        "asymmetric": 2,
+        "quant_granularity": (11, 0),
+    },
     (RETRAIN, "AMCTRetrainConfig"): {
         "batch_num": (1, 1),
         "retrain_data_quant_config": 2,
@@ -148,7 +173,8 @@ FIELDS = {
 
 @pytest.mark.parametrize(("stem", "message"), FIELDS, ids=lambda value: value)
 def test_fields_have_their_numbers_and_defaults(stem, message):
-    fields = message_class(stem, f"AMCTPytorchProto.{message}").DESCRIPTOR.fields
+    package = PACKAGES.get(stem, "AMCTPytorchProto")
+    fields = message_class(stem, f"{package}.{message}").DESCRIPTOR.fields
     expected = FIELDS[stem, message]
     assert {f.name: f.number for f in fields} == {
         name: value[0] if isinstance(value, tuple) else value for name, value in expected.items()

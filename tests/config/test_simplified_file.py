@@ -10,9 +10,12 @@ from amct_pytorch.config.message_tree import fill_message
 from amct_pytorch.config.messages import message_class
 from amct_pytorch.config.simplified import load_simplified
 from amct_pytorch.config.simplified_file import read_message
+from amct_pytorch.config.simplified_kv import load_simplified_kv
 from amct_pytorch.config.simplified_retrain import load_simplified_retrain
+from amct_pytorch.graph import ModelFacts
 
 PTQ = ("calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")
+KV = ("quant_calibration_config_pytorch", "AMCTPytorchQuantCaliProto.AMCTQuantCaliConfig")
 QAT = ("retrain_config_pytorch", "AMCTPytorchProto.AMCTRetrainConfig")
 
 TEXT = """
@@ -144,6 +147,14 @@ def test_a_yaml_file_stands_for_a_configuration_of_training(tmp_path):
     path.write_text("retrain_weight_quant_config: {ulq_retrain: {}}")
     config = load_simplified_retrain(str(path), FACTS)
     assert config.layers["conv1"].retrain_weight_config.algo == "ulq_retrain"
+
+
+def test_a_yaml_file_stands_for_a_configuration_of_a_kv_cache(tmp_path):
+    path = tmp_path / "kv.yaml"
+    path.write_text("batch_num: 4\nkv_cache_quant_config: {quant_layers: [fc]}")
+    facts = ModelFacts({"fc": FACTS.layers["fc"]}, {"fc": "Linear"}, {}, ("Linear",))
+    config = load_simplified_kv(str(path), facts)
+    assert (config.batch_num, list(config.layers)) == (4, ["fc"])
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -383,7 +394,7 @@ def filled(descriptor):
     return tree
 
 
-@pytest.mark.parametrize("of", [PTQ, QAT], ids=["ptq", "qat"])
+@pytest.mark.parametrize("of", [PTQ, QAT, KV], ids=["ptq", "qat", "kv"])
 def test_every_field_can_be_set(of):
     message = message_class(*of)()
     assert list(fill_message(message, filled(message.DESCRIPTOR))) == []

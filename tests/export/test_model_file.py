@@ -9,9 +9,9 @@ from models import example
 from ptq_flow import ptq
 from torch import nn
 
+import amct_pytorch as amct
 from amct_pytorch.export import model_file
 from amct_pytorch.export.verify import run_deploy
-from amct_pytorch.graph import exporters
 
 FORMS = ("modified", "out_deploy_model", "out_fake_quant_model")
 
@@ -19,7 +19,6 @@ FORMS = ("modified", "out_deploy_model", "out_fake_quant_model")
 @pytest.fixture
 def flow(tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, "EXTERNAL_DATA_LIMIT", 1000)
-    monkeypatch.setattr(exporters, "IN_MEMORY_LIMIT", 1000)
     model, batches = example("digits")
     flow = ptq(tmp_path, model, batches, input_names=["x"], output_names=["y"])
     flow.batch = batches[0].numpy()
@@ -49,6 +48,28 @@ def test_missing_data_is_named(flow):
     (flow.folder / "modified.onnx.data").unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="modified.onnx"):
         flow.save()
+
+
+def test_cut_off_data_are_named(flow):
+    data = flow.folder / "modified.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"modified\.onnx\.data: expected \d+ bytes for .*, found"):
+        flow.save()
+
+
+def test_a_model_that_came_in_two_files_is_written_in_two(flow, monkeypatch):
+    monkeypatch.undo()  # below the ordinary limit, but external where it came from
+    (flow.folder / "out_deploy_model.onnx.data").unlink()
+    flow.save()
+    assert (flow.folder / "out_deploy_model.onnx.data").exists()
+
+
+def test_two_prefixes_in_one_folder_do_not_meet(flow):
+    first = (flow.folder / "out_deploy_model.onnx.data").read_bytes()
+    other = str(flow.folder / "other")
+    amct.save_model(str(flow.folder / "modified.onnx"), flow.record_file, other)
+    assert (flow.folder / "other_deploy_model.onnx.data").read_bytes() == first
+    assert (flow.folder / "out_deploy_model.onnx.data").read_bytes() == first
 
 
 def test_small_tensors_stay_where_shape_inference_reads_them(tmp_path, monkeypatch):

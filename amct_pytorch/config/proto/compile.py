@@ -12,6 +12,7 @@ from grpc_tools import protoc  # type: ignore[import-not-found,import-untyped,un
 FOLDER = Path(__file__).parent
 STEMS = (
     "calibration_config_pytorch",
+    "quant_calibration_config_pytorch",
     "retrain_config_pytorch",
     "scale_offset_record_pytorch",
 )

@@ -9,6 +9,7 @@ from .gru import GRUQAT
 from .linear import LinearQAT
 from .lstm import LSTMQAT
 from .matmul import MatMulQAT
+from .quant_calibration_op import QuantCalibrationOp
 
 __all__ = [
     "GRUQAT",
@@ -20,4 +21,5 @@ __all__ = [
     "ConvTranspose2dQAT",
     "LinearQAT",
     "MatMulQAT",
+    "QuantCalibrationOp",
 ]
