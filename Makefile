@@ -28,7 +28,7 @@ HAS_TORCH := from importlib.metadata import version; \
   raise SystemExit(tuple(map(int, version("torch").split(".")[:2])) < (2, 10))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo auto qat qat-ddp test lint cuda-check bench proto clean
+.PHONY: help venv demo auto qat qat-ddp test lint cuda-check bench proto schema clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -72,6 +72,9 @@ bench: $(STAMPS)/package  ## run every benchmarks/*.py
 
 proto: $(STAMPS)/package  ## regenerate the descriptor sets from the .proto files
 	@$(RUN) python -m amct_pytorch.config.proto.compile
+
+schema: $(STAMPS)/package  ## regenerate the JSON Schema of the quantization config
+	@$(RUN) python -m amct_pytorch.config.json_schema
 
 clean:  ## remove what make made: .venv, compiled files, caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

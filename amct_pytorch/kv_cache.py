@@ -33,7 +33,8 @@ def create_quant_cali_config(
         config_file: the JSON file to write; an existing one is replaced with a warning.
         model: the trained float model.
         quant_layers: `{"kv_cache_quant_layers": [names of Linear layers]}`.
-        config_defination: a simplified configuration (protobuf text) to use in its place.
+        config_defination: a simplified configuration (protobuf text, or a file that ends in .yaml,
+            .yml or .json, of the same structure) to use in its place.
 
     Raises TypeError for an argument of a wrong type, an unknown key of `quant_layers`, and where
     both it and `config_defination` are None; RuntimeError where no layer is named and for a model

@@ -52,7 +52,8 @@ def create_quant_config(
         skip_layers: names of layers to leave float.
         batch_num: number of batches that calibration will see, > 0.
         activation_offset: whether activations are quantized with an offset.
-        config_defination: a simplified configuration (protobuf text); `skip_layers`, `batch_num`
+        config_defination: a simplified configuration (protobuf text, or a file that ends in .yaml,
+            .yml or .json, of the same structure); `skip_layers`, `batch_num`
             and `activation_offset` are then taken from it.
         opset_version: the ONNX opset to trace with, 11 to 23.
 

@@ -45,7 +45,8 @@ def create_quant_retrain_config(
         model: the trained float model.
         input_data: a tensor, or a tuple of the model's arguments (keyword arguments as a dict at
             its end), to trace the model with.
-        config_defination: a simplified configuration (protobuf text) to make it from.
+        config_defination: a simplified configuration (protobuf text, or a file that ends in .yaml,
+            .yml or .json, of the same structure) to make it from.
         opset_version: the ONNX opset to trace with, 11 to 23.
 
     Raises TypeError or ValueError for arguments that do not fit and for a model without a layer

@@ -51,6 +51,12 @@ def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
 
 
+def test_config_on_a_small_model(tmp_path, monkeypatch):
+    [timing] = run_benchmark("config.py", ["--quick"], tmp_path, monkeypatch)["timings"]
+    assert timing["layers"] == 8
+    assert 0 < timing["own"] < timing["total"]
+
+
 def test_large_model_of_64_megabytes(tmp_path, monkeypatch):
     document = run_benchmark("large_model.py", ["--quick"], tmp_path, monkeypatch)
     steps = [step["step"] for step in document["steps"]]

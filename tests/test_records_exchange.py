@@ -8,7 +8,7 @@ from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amct_pytorch.config.schema import message_class
+from amct_pytorch.config.messages import message_class
 from amct_pytorch.records import KVCacheRecord, LayerRecord, Records
 
 PRUNE = """\

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from ..files import write_files
 from ..graph import Layer, ModelFacts
-from .fields import Strict, where
+from .fields import Strict, limited, one_of
 from .names import refused_key
-from .problems import Problem, fail, problems_of
+from .problems import Problem, fail, problems_of, shown
 
+SCHEMA_KEY = "$schema"  # where an editor looks for the schema of a file; read, never written
 Precision = Literal["DEFAULT", "FORCE_FP16_QUANT"]
 
 LayerT = TypeVar("LayerT", bound=Strict)
@@ -27,14 +28,16 @@ class ModelConfig(Strict, Generic[LayerT]):
     layer_keys: ClassVar[Mapping[str, Collection[str]]]  # as `problems_of` takes them
     written_if_set: ClassVar[Collection[str]] = {"fakequant_precision_mode"}
 
-    version: Annotated[int, where(lambda v: v == 1, "1")] = 1
-    batch_num: Annotated[int, where(lambda n: n > 0, "an integer above 0")] = 1
+    version: Annotated[int, one_of(1)] = 1
+    """Of the format of this file."""
+    batch_num: Annotated[int, limited("an integer above 0", exclusiveMinimum=0)] = 1
+    """Batches of data that the ranges of the activations are found from."""
     layers: dict[str, LayerT]
 
     @classmethod
     def global_keys(cls) -> tuple[str, ...]:
         """The keys of the JSON object that name no layer."""
-        return tuple(key for key in cls.model_fields if key != "layers")
+        return (*(key for key in cls.model_fields if key != "layers"), SCHEMA_KEY)
 
     def names_in_file(self) -> list[str]:
         """The layers in the order they are written."""
@@ -69,7 +72,11 @@ class ModelConfig(Strict, Generic[LayerT]):
         problems = list(found)
         nested: dict[str, Any] = {"layers": {}}
         for key, value in document.items():
-            if key in cls.global_keys():
+            if key == SCHEMA_KEY:
+                if not isinstance(value, str):
+                    text = f"expected a string, got {shown(value)}"
+                    problems.append(Problem((key,), text, wrong_type=True))
+            elif key in cls.global_keys():
                 nested[key] = value
             elif problem := refused_key(key, facts, cls.global_keys()):
                 problems.append(problem)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, TypeVar
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from .problems import wrong_type, wrong_value
 
@@ -13,13 +23,70 @@ T = TypeVar("T")
 
 
 class Strict(BaseModel):
-    """Exact types, no unknown keys, no change after validation."""
+    """Exact types, no unknown keys, no change after validation.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    The text below a field describes it, in the JSON Schema too.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: keywords may hold lists
+class Rule:
+    """A validator of one value that the JSON Schema says too, with its keywords."""
+
+    test: Callable[[Any], bool]
+    expected: str
+    keywords: Mapping[str, Any]
+
+    def check(self, value: T) -> T:
+        """The value; raises a PydanticCustomError if it breaks the rule."""
+        if not self.test(value):
+            raise wrong_value(self.expected)
+        return value
+
+    def __get_pydantic_core_schema__(self, of: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(of))
+
+    def __get_pydantic_json_schema__(
+        self, of: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(of), **self.keywords}
+
+
+def limited(expected: str, **limits: float) -> Rule:
+    """The rule that a number keeps `limits`, which have the names of JSON Schema's keywords.
+
+    >>> limited("a number above 0", exclusiveMinimum=0).check(0.5)
+    0.5
+    """
+    pairs = [(_KEEPS[keyword], limit) for keyword, limit in limits.items()]
+    return Rule(lambda value: all(keeps(value, x) for keeps, x in pairs), expected, limits)
+
+
+_KEEPS: dict[str, Callable[[Any, Any], bool]] = {
+    "minimum": operator.ge,
+    "exclusiveMinimum": operator.gt,
+    "maximum": operator.le,
+    "exclusiveMaximum": operator.lt,
+}
+
+
+def one_of(*allowed: int) -> Rule:
+    """The rule for an integer out of a few (Literal would take True for 1 and 8.0 for 8)."""
+    *first, last = map(str, allowed)
+    expected = f"{', '.join(first)} or {last}" if first else last
+    return Rule(lambda value: value in allowed, expected, {"enum": [*allowed]})
 
 
 def where(test: Callable[[T], bool], expected: str) -> AfterValidator:
-    """A validator that refuses values for which `test` is false."""
+    """A validator that refuses values for which `test` is false; no JSON Schema says so."""
 
     def check(value: T) -> T:
         if not test(value):
@@ -27,12 +94,6 @@ def where(test: Callable[[T], bool], expected: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-def one_of(*allowed: int) -> AfterValidator:
-    """A validator for an integer out of a few (Literal would take True for 1 and 8.0 for 8)."""
-    *first, last = map(str, allowed)
-    return where(lambda value: value in allowed, f"{', '.join(first)} or {last}")
 
 
 def known(*names: str) -> BeforeValidator:

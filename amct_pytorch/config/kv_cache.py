@@ -79,7 +79,8 @@ def _checked_names(quant_layers: object, facts: ModelFacts) -> list[str]:
         raise ValueError(f"quant_layers[{QUANT_LAYERS!r}]: expected a list of str, got {names!r}")
     if not names:
         raise RuntimeError(f"quant_layers: {expected}, got no name: there is nothing to calibrate")
+    repeated = why_repeated(names)
     for index, name in enumerate(names):
-        if reason := why_not_layer(name, facts) or why_repeated(names, index):
+        if reason := why_not_layer(name, facts) or repeated.get(index):
             raise ValueError(f"quant_layers[{QUANT_LAYERS!r}][{index}]: {reason}")
     return list(names)

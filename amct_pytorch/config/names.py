@@ -36,15 +36,16 @@ def check_not_all(source: str, names: Collection[str], skipped: Collection[str])
         raise ValueError(f"{source}: {text}: {', '.join(names)}")
 
 
-def checked_skips(skip_layers: object, facts: ModelFacts) -> list[str]:
-    """The argument `skip_layers` as a list; raises TypeError or ValueError if it is wrong."""
+def checked_skips(skip_layers: object, facts: ModelFacts) -> set[str]:
+    """The names in the argument `skip_layers`; raises TypeError or ValueError if it is wrong."""
     names = [] if skip_layers is None else skip_layers
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"skip_layers: expected a list of str, got {skip_layers!r}")
+    repeated = why_repeated(names)
     for index, name in enumerate(names):
-        if reason := why_not_layer(name, facts) or why_repeated(names, index):
+        if reason := why_not_layer(name, facts) or repeated.get(index):
             raise ValueError(f"skip_layers[{index}]: {reason}")
-    return names
+    return set(names)
 
 
 def why_not_layer(name: str, facts: ModelFacts) -> str:
@@ -68,10 +69,18 @@ def why_not_type(kind: str, facts: ModelFacts) -> str:
     return f"expected one of {', '.join(facts.kinds)}, got {shown(kind)}{hint}"
 
 
-def why_repeated(names: Sequence[str], index: int) -> str:
-    """What to say if the name at `index` has come before, or an empty text."""
-    again = names[index] in names[:index]
-    return f"expected each name once, got {shown(names[index])} twice" if again else ""
+def why_repeated(names: Sequence[str]) -> dict[int, str]:
+    """What to say of the names that have come before, by their indices.
+
+    >>> why_repeated(["conv", "fc", "conv"])
+    {2: 'expected each name once, got "conv" twice'}
+    """
+    first: dict[str, int] = {}
+    return {
+        index: f"expected each name once, got {shown(name)} twice"
+        for index, name in enumerate(names)
+        if first.setdefault(name, index) != index
+    }
 
 
 def refused_key(key: str, facts: ModelFacts, global_keys: Collection[str]) -> Problem | None:
@@ -88,8 +97,9 @@ def refused_key(key: str, facts: ModelFacts, global_keys: Collection[str]) -> Pr
 
 def fusion_problems(names: Sequence[str], facts: ModelFacts) -> Iterator[Problem]:
     """The mistakes in `skip_fusion_layers`."""
+    repeated = why_repeated(names)
     for index, name in enumerate(names):
-        text = why_not_layer(name, facts) or why_repeated(names, index)
+        text = why_not_layer(name, facts) or repeated.get(index)
         if not text and not BY_KIND[facts.layers[name].kind].fusion:
             fusable = types_that(lambda capability: capability.fusion)
             kind = facts.layers[name].kind

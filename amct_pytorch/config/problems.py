@@ -25,19 +25,26 @@ _EXPECTED_TYPES = {
 _SHOWN = 20  # mistakes listed in one message
 
 
+Location = tuple[str | int, ...]  # keys and list indices
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where it is, and the words "expected ..., got ..."."""
 
-    location: tuple[str | int, ...]  # keys and list indices
+    location: Location
     text: str
     wrong_type: bool = False  # TypeError rather than ValueError
+    line: int | None = None  # of the file, from 1, where its reader knows it
 
     @property
     def path(self) -> str:
         """The location as text, like `conv1.activation_quant_params.search_range[0]`."""
         parts = (f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.location)
         return "".join(parts).lstrip(".")
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.location else self.text
 
 
 def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
@@ -47,7 +54,10 @@ def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
     Traceback (most recent call last):
     ValueError: config.json: batch_num: expected a positive integer, got 0
     """
-    lines = [f"{source}: {problem.path}: {problem.text}" for problem in problems[:_SHOWN]]
+    lines = [
+        f"{source}{'' if problem.line is None else f':{problem.line}'}: {problem}"
+        for problem in problems[:_SHOWN]
+    ]
     if len(problems) > _SHOWN:
         lines.append(f"and {len(problems) - _SHOWN} more")
     kind = TypeError if problems[0].wrong_type else ValueError
@@ -108,9 +118,7 @@ def _expected_value(details: ErrorDetails, context: Mapping[str, Any]) -> str:
             return details["msg"]
 
 
-def _unknown_key(
-    location: tuple[str | int, ...], keys: Mapping[str, Collection[str]], owner: str
-) -> Problem:
+def _unknown_key(location: Location, keys: Mapping[str, Collection[str]], owner: str) -> Problem:
     key = str(location[-1])
     expected = f"expected one of {', '.join(keys[owner])}"
     if owner not in (*keys[""], ""):  # of a union's branches

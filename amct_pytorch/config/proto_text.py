@@ -9,7 +9,7 @@ from google.protobuf import text_format
 
 from ..float32 import shortest
 from ..suggest import did_you_mean
-from .schema import message_class
+from .messages import message_class
 
 
 def parse(path: str, stem: str, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ..capability import BY_KIND
 from ..graph import Layer, ModelFacts
@@ -27,11 +27,17 @@ class QuantConfig(ModelConfig[LayerConfig]):
     layer_keys = KEYS
 
     activation_offset: bool = True
+    """Whether activations have an offset where a layer does not say so with asymmetric."""
     do_fusion: bool = True
+    """Whether a BatchNorm is folded into the convolution before it."""
     fakequant_precision_mode: Precision = "DEFAULT"
+    """FORCE_FP16_QUANT: scales of activations are recorded in half precision."""
     skip_fusion_layers: Annotated[
-        tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+        tuple[str, ...],
+        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v),
+        Field(json_schema_extra={"uniqueItems": True}),
     ] = ()
+    """Convolutions that no BatchNorm is folded into."""
 
     @classmethod
     def global_keys(cls) -> tuple[str, ...]:

@@ -18,9 +18,11 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
     activation, weight = config.activation_quant_params, config.weight_quant_params
 
     if config.dmq_balancer_param is not None and not can.dmq:
-        reason = f"{layer.kind} has no weights to balance with"
-        if can.weights:
-            reason = f"balancing is for {types_that(lambda c: c.dmq)}, not {layer.kind}"
+        reason = (
+            f"balancing is for {types_that(lambda c: c.dmq)}, not {layer.kind}"
+            if can.weights
+            else f"{layer.kind} has no weights to balance with"
+        )
         without = config.model_copy(update={"dmq_balancer_param": None})
         found = config.dmq_balancer_param
         yield Refusal(("dmq_balancer_param",), found, "none", reason, without)
@@ -37,7 +39,8 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
         yield Refusal((_ACT, "asymmetric"), True, "false", reason, without)
     if isinstance(weight, AdaConfig) and not can.ada:
         reason = f"AdaRound is for {types_that(lambda c: c.ada)}, not {layer.kind}"
-        without = config.model_copy(update={_WTS: ArqConfig(channel_wise=can.channel_wise)})
+        arq = ArqConfig(num_bits=weight.num_bits, channel_wise=can.channel_wise)
+        without = config.model_copy(update={_WTS: arq})
         yield Refusal((_WTS, "wts_algo"), weight.wts_algo, '"arq_quantize"', reason, without)
     elif weight.channel_wise and (reason := why_not_channel_wise(layer)):
         without = _with(config, _WTS, channel_wise=False)

@@ -101,8 +101,7 @@ def _activation(message: Any) -> dict[str, Any]:
 
 
 def _arq(message: Any) -> dict[str, Any]:
-    bits = message.quant_bits if message.HasField("quant_bits") else 8
-    return {"wts_algo": "arq_quantize", "num_bits": bits, **if_set(message, "channel_wise")}
+    return {"wts_algo": "arq_quantize", **_weight(message)}
 
 
 def _ada(message: Any) -> dict[str, Any]:
@@ -112,5 +111,10 @@ def _ada(message: Any) -> dict[str, Any]:
         "reg_param": decimal(message.reg_param),
         "beta_range": shortest([message.beta_range_start, message.beta_range_end]),
         "warm_start": decimal(message.warm_start),
-        **if_set(message, "channel_wise"),
+        **_weight(message),
     }
+
+
+def _weight(message: Any) -> dict[str, Any]:
+    bits = message.quant_bits if message.HasField("quant_bits") else 8
+    return {"num_bits": bits, **if_set(message, "channel_wise")}

@@ -18,12 +18,11 @@ from pydantic import ValidationError
 from ..graph import Layer, ModelFacts
 from .limits import Limits, Refusal
 from .names import why_not_layer, why_not_type, why_repeated
-from .problems import Problem, problems_of, shown
+from .problems import Location, Problem, problems_of, shown
 
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")  # of one layer
-Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -142,12 +141,13 @@ def override_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
 
     for field, key in _OVERRIDES:
         names = [getattr(item, key) for item in getattr(message, field)]
+        repeated = why_repeated(names)
         for index, name in enumerate(names):
             if key == "layer_type":
                 text = why_not_type(name, facts)
             else:
                 text = why_not_layer(name, facts) or why_not_quantized(name)
-            if text := text or why_repeated(names, index):
+            if text := text or repeated.get(index, ""):
                 yield Problem((field, index, key), text)
 
 
@@ -173,13 +173,11 @@ class Skips:
     def repeated(self) -> Iterator[Problem]:
         """Types and layers that one list has twice."""
         for field in (*self.type_fields, *self.layer_fields):
-            names = getattr(self.message, field)
-            for index in range(len(names)):
-                if text := why_repeated(names, index):
-                    yield Problem((field, index), text)
+            for index, text in why_repeated(getattr(self.message, field)).items():
+                yield Problem((field, index), text)
 
-    def names(self, facts: ModelFacts) -> list[str]:
+    def names(self, facts: ModelFacts) -> set[str]:
         """The layers that are skipped, by their name or their type."""
         layers = {name for field in self.layer_fields for name in getattr(self.message, field)}
         kinds = {kind for field in self.type_fields for kind in getattr(self.message, field)}
-        return [n for n, layer in facts.layers.items() if n in layers or layer.kind in kinds]
+        return {n for n, layer in facts.layers.items() if n in layers or layer.kind in kinds}

@@ -1,4 +1,4 @@
-"""The simplified configuration (protobuf text): a few sections that stand for a whole JSON file.
+"""The simplified configuration: a few sections that stand for the object of every layer.
 
 The section that applies to a layer is the override that names it, else the override of its type,
 else `common_config`; it applies as a whole, nothing of the others is mixed in but `asymmetric`.
@@ -12,27 +12,25 @@ from typing import Any
 from ..graph import ModelFacts
 from .layer import LayerConfig
 from .names import check_not_all, quantizable_layers
-from .problems import fail_at_first
-from .proto_text import parse
+from .problems import Location, fail_at_first
 from .ptq import QuantConfig
 from .ptq_limits import refusals
 from .ptq_section import CalibrationSection
-from .section import Location, Sections, Skips, override_problems
+from .section import Sections, Skips, override_problems
+from .simplified_file import read_message
 
 _GLOBALS = ("batch_num", "activation_offset", "do_fusion")
 
 
 def load_simplified(path: str, facts: ModelFacts) -> QuantConfig:
-    """The configuration that the protobuf text file `path` stands for.
+    """The configuration that the file `path`, read by `read_message`, stands for.
 
     What `common_config` asks for and a layer cannot do is left out for that layer, with a warning.
     In an override it is an error, but for what depends on the shape of a layer: a bias where a type
     is overridden, packing of 4-bit weights everywhere.
 
-    Raises FileNotFoundError or another OSError if the file cannot be read; ParseError of
-    google.protobuf.text_format, with file and line, for text that does not parse, an unknown field,
-    a field twice or a required one missing; ValueError for a wrong value, a name that is unknown or
-    repeated, and what a layer cannot do.
+    Raises what `read_message` does for a file that does not parse; ValueError for a wrong value, a
+    name that is unknown or repeated, and what a layer cannot do.
 
     >>> import tempfile
     >>> from amct_pytorch.graph import Layer
@@ -44,7 +42,7 @@ def load_simplified(path: str, facts: ModelFacts) -> QuantConfig:
     >>> config.batch_num, config.layers["conv"].weight_quant_params.num_bits
     (4, 6)
     """
-    message = parse(path, "calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")
+    message = read_message(path, "calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")
     sections = _sections(message)
     skips = Skips(message, ("skip_layers",), ("skip_layer_types",))
     fail_at_first(

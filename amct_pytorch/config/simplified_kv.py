@@ -13,18 +13,16 @@ from .kv_cache import KVCacheConfig
 from .kv_section import KVSection
 from .names import why_not_layer, why_repeated
 from .problems import Problem, fail_at_first
-from .proto_text import parse
+from .simplified_file import read_message
 
 _COMMON, _OVERRIDES = "kv_cache_quant_config", "override_layers_configs"
 
 
 def load_simplified_kv(path: str, facts: ModelFacts) -> KVCacheConfig:
-    """The configuration that the protobuf text file `path` stands for.
+    """The configuration that the file `path`, read by `read_message`, stands for.
 
-    Raises FileNotFoundError or another OSError if the file cannot be read; ParseError of
-    google.protobuf.text_format, with file and line, for text that does not parse, an unknown field,
-    a field twice or a required one missing; ValueError for a wrong value and a name that is
-    unknown, repeated or no Linear; RuntimeError if no layer is named.
+    Raises what `read_message` does for a file that does not parse; ValueError for a wrong value and
+    a name that is unknown, repeated or no Linear; RuntimeError if no layer is named.
 
     >>> import tempfile
     >>> from amct_pytorch.graph import Layer
@@ -36,7 +34,7 @@ def load_simplified_kv(path: str, facts: ModelFacts) -> KVCacheConfig:
     >>> config.batch_num, list(config.layers)
     (4, ['k'])
     """
-    message = parse(
+    message = read_message(
         path, "quant_calibration_config_pytorch", "AMCTPytorchQuantCaliProto.AMCTQuantCaliConfig"
     )
     common = message.kv_cache_quant_config
@@ -67,6 +65,7 @@ def _name_problems(message: Any, facts: ModelFacts) -> Iterator[Problem]:
         (listed, lambda index: (_COMMON, "quant_layers", index)),
         (overridden, lambda index: (_OVERRIDES, index, "layer_name")),
     ):
+        repeated = why_repeated(names)
         for index, name in enumerate(names):
-            if text := why_not_layer(name, facts) or why_repeated(names, index):
+            if text := why_not_layer(name, facts) or repeated.get(index):
                 yield Problem(place(index), text)

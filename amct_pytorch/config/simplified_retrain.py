@@ -1,4 +1,4 @@
-"""The simplified configuration of QAT (protobuf text): a few sections for a whole JSON file.
+"""The simplified configuration of QAT: a few sections that stand for the object of every layer.
 
 The section that applies to a layer is the override that names it, else the override of its type,
 else the global one. It applies as a whole: what an override does not say has the default, whatever
@@ -13,12 +13,13 @@ from typing import Any
 
 from ..graph import ModelFacts
 from .names import quantizable_layers
-from .problems import Problem, fail_at_first
-from .proto_text import if_set, parse
+from .problems import Location, Problem, fail_at_first
+from .proto_text import if_set
 from .retrain import NO_PRUNING, RetrainConfig
 from .retrain_limits import refusals
 from .retrain_section import RetrainSection
-from .section import Location, Sections, Skips, override_problems
+from .section import Sections, Skips, override_problems
+from .simplified_file import read_message
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,14 @@ _PRUNE_FIELDS = ("prune_config", "regular_prune_skip_layers", "regular_prune_ski
 
 
 def load_simplified_retrain(path: str, facts: ModelFacts) -> RetrainConfig:
-    """The configuration that the protobuf text file `path` stands for.
+    """The configuration that the file `path`, read by `read_message`, stands for.
 
     What the global section asks for and a layer cannot do is left out for that layer, with a
     warning. In an override it is an error, but for what depends on the shape of a layer: a bias
     where a type is overridden, packing of 4-bit weights everywhere.
 
-    Raises FileNotFoundError or another OSError if the file cannot be read; ParseError of
-    google.protobuf.text_format, with file and line, for text that does not parse, an unknown field,
-    a field twice or a required one missing; ValueError for a wrong value, a name that is unknown or
-    overridden twice, what a layer cannot do, pruning, or no layer enabled.
+    Raises what `read_message` does for a file that does not parse; ValueError for a wrong value, a
+    name that is unknown or overridden twice, what a layer cannot do, pruning, or no layer enabled.
 
     >>> import tempfile
     >>> from amct_pytorch.graph import Layer
@@ -48,7 +47,7 @@ def load_simplified_retrain(path: str, facts: ModelFacts) -> RetrainConfig:
     >>> config.layers["conv"].retrain_weight_config.algo
     'ulq_retrain'
     """
-    message = parse(path, "retrain_config_pytorch", "AMCTPytorchProto.AMCTRetrainConfig")
+    message = read_message(path, "retrain_config_pytorch", "AMCTPytorchProto.AMCTRetrainConfig")
     sections = Sections.read(message, RetrainSection((), message), _override, refusals)
     skips = Skips(
         message, ("skip_layers", "quant_skip_layers"), ("skip_layer_types", "quant_skip_types")

@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf import text_format
 from google.protobuf.text_encoding import CEscape
 
-from ..config.schema import message_class
+from ..config.messages import message_class
 from ..files import write_files
 from ..float32 import shortest
 from ..suggest import did_you_mean

@@ -6,6 +6,7 @@ import logging
 import pytest
 from model_facts import FACTS, NAMES
 
+from amct_pytorch.capability import BY_KIND, KINDS
 from amct_pytorch.config import QuantConfig
 from amct_pytorch.config.layer import AdaConfig, ArqConfig, HfmgConfig, IfmrConfig
 from amct_pytorch.graph import Layer, ModelFacts
@@ -114,7 +115,7 @@ def wts(name="conv2", **params):
 
 
 ADA = {"wts_algo": "ada_quantize"}
-TYPES = "Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Linear, AvgPool2d, LSTM, GRU"
+TYPES = ", ".join(KINDS)
 IFMR_KEYS = (
     "num_bits, max_percentile, min_percentile, search_range, search_step, act_algo, asymmetric"
 )
@@ -345,6 +346,8 @@ def test_hfmg_keys_are_written_in_order(load):
         *(wts(name, channel_wise=True) for name in ("conv1d", "conv3d", "up1d", "up")),
         wts(channel_wise=False),
         *(wts(name, **ADA) for name in ("conv2", "up", "fc")),
+        *(wts(**ADA, num_bits=bits) for bits in (4, 6, 7, 8)),
+        wts("fc", **ADA, num_bits=4),
         wts(**ADA, num_iteration=0, reg_param=0.5, warm_start=0.5, beta_range=[3, 1]),
         {"conv3d": {"quant_enable": False, "activation_quant_params": {"num_bits": 16}}, **layer()},
     ],
@@ -536,7 +539,8 @@ REFUSED_PARAMETERS = [
     (wts(**ADA, num_bits=5), ValueError, "num_bits: expected 4, 6, 7 or 8, got 5"),
 ]
 
-INT16 = "Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear, LSTM, GRU"
+INT16 = ", ".join(kind for kind in KINDS if BY_KIND[kind].int16)
+CHANNEL_WISE = ", ".join(kind for kind in KINDS if BY_KIND[kind].channel_wise)
 REFUSED_CAPABILITIES = [
     (
         act("conv3d", num_bits=16),
@@ -553,7 +557,7 @@ REFUSED_CAPABILITIES = [
     (
         wts("fc", channel_wise=True),
         "fc.weight_quant_params.channel_wise: expected false, got true: one scale per channel is "
-        "for Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, LSTM, GRU, not Linear",
+        f"for {CHANNEL_WISE}, not Linear",
     ),
     (wts("pool", channel_wise=True), "channel_wise: expected false, got true"),
     *(
@@ -565,6 +569,8 @@ REFUSED_CAPABILITIES = [
         (wts(name, num_bits=6 if name == "fc" else 7), "6- and 7-bit weights are for Conv2d, not")
         for name in ("conv1d", "conv3d", "up1d", "up", "fc", "pool")
     ),
+    (wts("up", **ADA, num_bits=6), "expected 8, got 6: 6- and 7-bit weights are for Conv2d, not"),
+    (wts("fc_odd", **ADA, num_bits=4), "4-bit weights need an even number of inputs, this layer"),
     (wts("depthwise", num_bits=4), "4-bit weights need groups=1, this layer has groups=4"),
     (wts("conv1", num_bits=4), "4-bit weights need an even number of inputs, this layer has 3"),
     (wts("up_odd", num_bits=4), "4-bit weights need an even number of inputs, this layer has 5"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from amct_pytorch.config.schema import FOLDER, message_class
+from amct_pytorch.config.messages import FOLDER, message_class
 
 RECORD, CALIBRATION = "scale_offset_record_pytorch", "calibration_config_pytorch"
 RETRAIN = "retrain_config_pytorch"
@@ -87,6 +87,7 @@ FIELDS = {
         "beta_range_end": (4, 2),
         "warm_start": (5, 0.2),
         "channel_wise": 10,
+        "quant_bits": 1000,  # an addition of this package
     },
     (CALIBRATION, "DMQBalancer"): {"migration_strength": (1, 0.5)},
     (CALIBRATION, "FMRQuantize"): {
@@ -183,3 +184,100 @@ def test_fields_have_their_numbers_and_defaults(stem, message):
             default = expected[field.name][1]
             rounded = float(np.float32(default)) if isinstance(default, float) else default
             assert field.default_value == rounded
+
+
+# label, type of every field of the configuration of PTQ, and the oneof that it is in.
+KINDS = {
+    "AMCTConfig": {
+        "batch_num": "optional uint32",
+        "activation_offset": "optional bool",
+        "skip_layers": "repeated string",
+        "skip_layer_types": "repeated string",
+        "fakequant_precision_mode": "optional FakequantPrecisionMode",
+        "common_config": "optional CalibrationConfig",
+        "override_layer_types": "repeated OverrideLayerType",
+        "override_layer_configs": "repeated OverrideLayer",
+        "do_fusion": "optional bool",
+        "skip_fusion_layers": "repeated string",
+    },
+    "OverrideLayerType": {
+        "layer_type": "required string",
+        "calibration_config": "required CalibrationConfig",
+    },
+    "OverrideLayer": {
+        "layer_name": "required string",
+        "calibration_config": "required CalibrationConfig",
+    },
+    "CalibrationConfig": {
+        "arq_quantize": "wts_quant_algo ARQuantize",
+        "ada_quantize": "wts_quant_algo ADAquantize",
+        "ifmr_quantize": "acts_quant_algo FMRQuantize",
+        "hfmg_quantize": "acts_quant_algo HFMGQuantize",
+        "dmq_balancer": "tensor_balancer DMQBalancer",
+    },
+    "ARQuantize": {"channel_wise": "optional bool", "quant_bits": "optional uint32"},
+    "ADAquantize": {
+        "num_iteration": "optional uint32",
+        "reg_param": "optional float",
+        "beta_range_start": "optional float",
+        "beta_range_end": "optional float",
+        "warm_start": "optional float",
+        "channel_wise": "optional bool",
+        "quant_bits": "optional uint32",
+    },
+    "DMQBalancer": {"migration_strength": "optional float"},
+    "FMRQuantize": {
+        "search_range_start": "optional float",
+        "search_range_end": "optional float",
+        "search_step": "optional float",
+        "max_percentile": "optional float",
+        "min_percentile": "optional float",
+        "asymmetric": "optional bool",
+        "dst_type": "optional FMRQuantize.CalibrationDataType",
+    },
+    "HFMGQuantize": {
+        "num_of_bins": "optional uint32",
+        "asymmetric": "optional bool",
+        "dst_type": "optional HFMGQuantize.CalibrationDataType",
+    },
+}
+ENUMS = {
+    "FakequantPrecisionMode": {"FORCE_FP16_QUANT": 1},
+    "FMRQuantize.CalibrationDataType": {"INT8": 1, "INT16": 2},
+    "HFMGQuantize.CalibrationDataType": {"INT8": 1, "INT16": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    [file] = described(FOLDER / f"{CALIBRATION}.desc").file
+    return file
+
+
+def kind_of(field, message):
+    """Label (the name of the oneof for a field of one) and type, as in a .proto."""
+    enums = descriptor_pb2.FieldDescriptorProto
+    label = enums.Label.Name(field.label).removeprefix("LABEL_").lower()
+    if field.HasField("oneof_index"):
+        label = message.oneof_decl[field.oneof_index].name
+    plain = enums.Type.Name(field.type).removeprefix("TYPE_").lower()
+    return f"{label} {field.type_name.removeprefix('.AMCTPytorchProto.') or plain}"
+
+
+def test_every_message_of_the_configuration_is_listed(calibration):
+    assert calibration.package == "AMCTPytorchProto"
+    assert {message.name for message in calibration.message_type} == KINDS.keys()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_fields_have_their_labels_and_types(calibration, name):
+    [message] = [m for m in calibration.message_type if m.name == name]
+    assert {field.name: kind_of(field, message) for field in message.field} == KINDS[name]
+
+
+def test_enums_have_their_names_and_numbers(calibration):
+    found = {enum.name: enum for enum in calibration.enum_type}
+    for message in calibration.message_type:
+        found |= {f"{message.name}.{enum.name}": enum for enum in message.enum_type}
+    numbers = {name: {v.name: v.number for v in enum.value} for name, enum in found.items()}
+    assert numbers == ENUMS
