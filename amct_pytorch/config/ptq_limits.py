@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from ..capability import BY_KIND
 from ..graph import Layer
 from .layer import AdaConfig, ArqConfig, LayerConfig
-from .limits import Refusal, types_that, why_not_channel_wise, why_not_int16, why_not_packed
+from .limits import (
+    Refusal,
+    types_that,
+    why_not_channel_wise,
+    why_not_int4,
+    why_not_int16,
+    why_not_packed,
+)
 
 _ACT, _WTS = "activation_quant_params", "weight_quant_params"
 
@@ -29,8 +36,7 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
     if activation.num_bits == 16 and (reason := why_not_int16(layer)):
         without = _with(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without)
-    if activation.num_bits == 4 and can.recurrent:
-        reason = f"the operator of {layer.kind} has activations of 8 or 16 bits"
+    if activation.num_bits == 4 and (reason := why_not_int4(layer)):
         without = _with(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 4, "8 or 16", reason, without)
     if activation.asymmetric and not can.asymmetric:
