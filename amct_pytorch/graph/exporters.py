@@ -27,6 +27,7 @@ from .options import ExportOptions
 from .plain import plain_operations
 
 FIRST_DYNAMO_OPSET = 18
+SMALL_PARAMETER = 1024  # elements: a shape may be computed from them
 
 # An exporter refuses to run beside itself; like `quiet`, it changes what belongs to the process.
 _ALONE = threading.RLock()
@@ -71,10 +72,24 @@ def _run_torchscript(
     model: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any]
 ) -> ir.Model:
     buffer = io.BytesIO()  # of the nodes alone: a protobuf message ends at 2 GiB
-    torch.onnx.export(model, inputs, buffer, export_params=False, **arguments)  # type: ignore[arg-type]
+    with _without_large_parameters():
+        torch.onnx.export(model, inputs, buffer, export_params=False, **arguments)  # type: ignore[arg-type]
     exported = ir.from_proto(onnx.load_from_string(buffer.getvalue()))
     _bind_parameters(exported.graph, model)
     return exported
+
+
+@contextmanager
+def _without_large_parameters() -> Iterator[None]:
+    """Lets the exporter infer shapes without the values of weights, which it would serialize."""
+    infer: Any = torch._C._jit_pass_onnx_graph_shape_type_inference
+
+    def of_small(graph: Any, parameters: dict[str, Any], opset_version: int) -> None:
+        small = {k: v for k, v in parameters.items() if v.numel() <= SMALL_PARAMETER}
+        infer(graph, small, opset_version)
+
+    with mock.patch.object(torch._C, infer.__name__, of_small):
+        yield
 
 
 def _bind_parameters(graph: ir.Graph, model: nn.Module) -> None:
