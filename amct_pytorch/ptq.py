@@ -22,6 +22,7 @@ from .steps import (
     follow_adaround,
     list_float_layers,
     modified_graph,
+    outside_inference_mode,
     prepare,
     start_calibration,
 )
@@ -84,6 +85,7 @@ def create_quant_config(
     config.save(config_file)
 
 
+@outside_inference_mode()
 def quantize_model(
     config_file: str,
     modfied_onnx_file: str,

@@ -313,6 +313,22 @@ def test_any_grad_mode(tmp_path, mode):
     Records.load(str(tmp_path / "record.txt")).check_finished()
 
 
+def test_a_model_that_was_quantized_in_inference_mode(tmp_path):
+    model = small()
+    first, second = batches_of(model)
+    with torch.inference_mode():
+        first = first.clone()
+        calibrated = start(tmp_path, model, first, 2, ada(model))
+    with torch.no_grad():
+        calibrated(first)
+    calibrated(second)  # in no mode
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    flow = ptq(twin, model, batches_of(model), ada(model), save=False)
+    for name in ("record.txt", "modified.onnx"):
+        assert (tmp_path / name).read_bytes() == (flow.folder / name).read_bytes()
+
+
 def test_parts_of_the_model_are_not_enough(tmp_path):
     model = small()
     batch = batches_of(model)[0]
