@@ -25,6 +25,7 @@ from torch import nn
 
 from .options import ExportOptions
 from .plain import plain_operations
+from .value_names import free_argument_names
 
 FIRST_DYNAMO_OPSET = 18
 
@@ -52,6 +53,7 @@ def _export_torchscript(
     names = _list(options.input_names)
     if kwargs and names is None:
         names = [*list(inspect.signature(model.forward).parameters)[: len(args)], *kwargs]
+        names = free_argument_names(names, model)
     arguments: dict[str, Any] = {
         "dynamo": False,
         "opset_version": options.opset_version,
@@ -128,6 +130,10 @@ def _export_dynamo(
         dynamic_axes=copy.deepcopy(options.dynamic_axes),  # type: ignore[arg-type]
     )
     assert program is not None
+    graph = program.model.graph
+    names = free_argument_names([str(value.name) for value in graph.inputs], model)
+    for value, name in zip(graph.inputs, names, strict=True):
+        value.name = name
     return program.model
 
 

@@ -258,6 +258,62 @@ def test_bad_options(options, error, text):
         ExportOptions(**options)
 
 
+class Scaled(nn.Module):
+    """A parameter with the name of an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, weight=None):
+        return self.fc(x * self.weight * weight)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("argument", ["input_names", "output_names"])
+def test_a_value_cannot_have_the_name_of_a_parameter(opset, argument):
+    model, x = Scaled().eval(), (torch.ones(1, 4), {"weight": torch.ones(1)})
+    options = ExportOptions(opset_version=opset, **{argument: ["fc.weight"]})
+    with pytest.raises(ValueError, match=f"{argument}: 'fc.weight' is the name of a parameter"):
+        capture(model, x, options, is_of_interest)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("keyword", [False, True], ids=["positional", "keyword"])
+def test_an_argument_named_like_a_parameter(opset, keyword):
+    model, ones, weight = Scaled().eval(), torch.ones(1, 4), torch.tensor([2.0])
+    x = (ones, {"weight": weight}) if keyword else (ones, weight)
+    proto = ir.to_proto(capture(model, x, ExportOptions(opset_version=opset), is_of_interest).model)
+    feeds = dict(zip((i.name for i in proto.graph.input), (ones, weight), strict=True))
+    (result,) = ReferenceEvaluator(proto).run(None, {k: np.asarray(v) for k, v in feeds.items()})
+    np.testing.assert_allclose(result, model(ones, weight).detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_more_names_than_inputs(opset, caplog):
+    options = ExportOptions(["x", "mask"], opset_version=opset)
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    graph = capture(model, torch.ones(1, 4), options, is_of_interest).model.graph
+    assert [value.name for value in graph.inputs] == ["x"]
+    assert {"0.weight", "0.bias"} <= set(graph.initializers)
+    assert "input_names: the model is called on 1 tensors, so 'mask' are not used" in caplog.text
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_dynamic_axes_of_no_input_are_told(opset, caplog):
+    caplog.set_level("WARNING")
+    axes = {"x": {0: "rows"}, "image": {0: "rows"}}
+    options = ExportOptions(["x"], ["y"], axes, opset)
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    graph = capture(model, torch.ones(2, 4), options, is_of_interest).model.graph
+    assert str(graph.inputs[0].shape[0]) == "rows"
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "dynamic_axes: no input or output of the graph is named 'image'; there are 'x', 'y'"
+    ]
+
+
 class Slow(nn.Linear):
     def forward(self, x):
         time.sleep(0.05)  # long enough for the captures to meet
