@@ -369,3 +369,33 @@ def test_the_graph_has_no_notes_about_the_users_files():
     options = ExportOptions(opset_version=18)
     model = capture(Confusing().eval(), torch.randn(2, 1, 32, 32), options, is_of_interest).model
     assert os.path.dirname(__file__).encode() not in ir.to_proto(model).SerializeToString()
+
+
+class Counting(nn.Module):
+    """A forward that writes to a buffer, and puts another in the place of a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("gain", torch.ones(4))
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        y = self.fc(x) * self.gain
+        with torch.no_grad():
+            self.gain.mul_(2)
+            self.calls = self.calls + 1
+        return y
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_buffers_that_forward_writes_to(opset):
+    model = Counting().eval()
+    captured = capture(
+        model, torch.ones(1, 4), ExportOptions(opset_version=opset), is_of_interest
+    ).model
+    assert model.gain.tolist() == [1, 1, 1, 1]
+    assert model.calls.tolist() == [0]
+    model(torch.ones(1, 4))
+    assert model.gain.tolist() == [2, 2, 2, 2]
+    assert captured.graph.initializers["gain"].const_value.numpy().tolist() == [1, 1, 1, 1]
