@@ -10,7 +10,7 @@ from torch import nn
 
 from .config.ptq import QuantConfig
 from .config.simplified import load_simplified
-from .export.graphs import graph_files, model_paths
+from .export.graphs import check_not_exported, graph_files, model_paths
 from .export.model_file import load_model, model_files
 from .files import check_distinct, check_file_name, check_save_path, check_writable, write_files
 from .graph.options import DynamicAxes, ExportOptions
@@ -199,4 +199,6 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
     for path in paths.values():
         check_writable(path)
     records = Records.load(record_file)
-    write_files(graph_files(load_model(modfied_onnx_file), records, paths))
+    modified = load_model(modfied_onnx_file)
+    check_not_exported(modified, modfied_onnx_file)
+    write_files(graph_files(modified, records, paths))

@@ -22,7 +22,7 @@ from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, input_channels, output_channels
 from .model_file import has_external_data, model_files
 from .placement import Writer, rewrite
-from .recurrent import RECURRENT_WRITERS, describe_recurrent
+from .recurrent import DEPLOY_OPS, RECURRENT_WRITERS, describe_recurrent
 
 T = TypeVar("T")
 
@@ -97,6 +97,18 @@ def model_paths(save_path: str) -> dict[str, str]:
         )
         for form in WRITERS
     }
+
+
+def check_not_exported(model: ir.Model, path: str) -> None:
+    """Raises ValueError for a model with the quantization that `graph_files` puts in."""
+    for node in model.graph:
+        name = node.name or ""
+        ops = ("AscendQuant", *DEPLOY_OPS.values())
+        if node.op_type in ops or name.endswith((".fakequant.mul", ".fakedequant.mul")):
+            raise ValueError(
+                f"{path}: it is quantized already (node {name!r}), and can be so once only; pass "
+                "the modfied_onnx_file that quantize_model wrote"
+            )
 
 
 def _drop_repeated_inputs(graph: ir.Graph) -> None:
