@@ -88,6 +88,12 @@ def test_shared_parameters_are_told_with_their_owner():
     }
 
 
+def test_a_parameter_of_the_model_itself():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.tied = model[0].weight
+    assert reasons(model, torch.ones(1, 4)) == {"0": "it shares its weight with the model itself"}
+
+
 def test_equal_but_separate_weights_are_not_shared():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].load_state_dict(model[0].state_dict())
@@ -211,6 +217,46 @@ class TwoReaders(nn.Module):
     def forward(self, x):
         x = self.conv(x)
         return self.bn(x) + x
+
+
+class ActivatedBatchNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Folded(nn.Module):
+    """`other` reads a tensor that folding the BatchNorm would change, or take away."""
+
+    def __init__(self, other=None, batch_norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv, self.bn, self.other = nn.Conv2d(2, 4, 1), batch_norm(4), other
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return y if self.other is None else y * self.other(self).sum()
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(
+    ("model", "pairs"),
+    [
+        (Folded(), {"bn": "conv"}),
+        (Folded(batch_norm=ActivatedBatchNorm), {}),
+        (Folded(lambda m: m.conv.bias), {}),
+        (Folded(lambda m: m.bn.weight), {}),
+        (Folded(lambda m: m.bn.running_var), {}),
+    ],
+    ids=["plain", "activated", "bias", "weight", "variance"],
+)
+def test_pairs_that_can_be_folded(model, pairs, opset):
+    assert facts_of(model, torch.randn(2, 2, 3, 3), opset).batch_norms == pairs
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_hook_behind_a_batch_norm(opset):
+    model = Folded()
+    model.bn.register_forward_hook(lambda module, args, output: output * 2)
+    assert facts_of(model, torch.randn(2, 2, 3, 3), opset).batch_norms == {}
 
 
 def test_no_pair_when_the_convolution_has_another_reader():
