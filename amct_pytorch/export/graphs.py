@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ..files import Content
+from ..graph.exporters import quiet
 from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
@@ -44,7 +45,8 @@ def graph_files(
     """
     external = has_external_data(modified)
     _drop_repeated_inputs(modified.graph)
-    ShapeInferencePass()(modified)
+    with quiet():  # it may fail without harm, where the capture has known the shapes
+        ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
     balanced = json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
