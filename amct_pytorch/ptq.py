@@ -11,7 +11,7 @@ from torch import nn
 
 from .config.ptq import QuantConfig
 from .config.simplified import load_simplified
-from .export.graphs import graph_files, model_paths
+from .export.graphs import check_not_exported, graph_files, model_paths
 from .export.model_file import load_model, model_files
 from .files import check_distinct, check_file_name, check_save_path, check_writable, write_files
 from .graph.options import DynamicAxes, ExportOptions
@@ -23,6 +23,7 @@ from .steps import (
     follow_adaround,
     list_float_layers,
     modified_graph,
+    outside_inference_mode,
     prepare,
     start_calibration,
 )
@@ -85,6 +86,7 @@ def create_quant_config(
     config.save(config_file)
 
 
+@outside_inference_mode()
 def quantize_model(
     config_file: str,
     modfied_onnx_file: str,
@@ -201,4 +203,6 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
     for path in paths.values():
         check_writable(path)
     records = Records.load(record_file)
-    write_files(graph_files(load_model(modfied_onnx_file), records, paths))
+    modified = load_model(modfied_onnx_file)
+    check_not_exported(modified, modfied_onnx_file)
+    write_files(graph_files(modified, records, paths))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from .capability import kind_of
@@ -153,6 +155,14 @@ def check_types(verb: str, **arguments: tuple[Any, ...]) -> None:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join("None" if t is None else t.__name__ for t in allowed)
             raise TypeError(f"{verb}: {name}: expected {expected}, got {type(value).__name__}")
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Tensors made inside that mode can never be learnt on; whether gradients are kept stays."""
+    kept = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(kept):
+        yield
 
 
 def copy_model(model: nn.Module, required: bool = True) -> nn.Module:

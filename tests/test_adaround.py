@@ -312,6 +312,40 @@ def test_any_grad_mode(tmp_path, mode):
     Records.load(str(tmp_path / "record.txt")).check_finished()
 
 
+def test_a_model_that_was_quantized_in_inference_mode(tmp_path):
+    model = small()
+    first, second = batches_of(model)
+    with torch.inference_mode():
+        first = first.clone()
+        calibrated = start(tmp_path, model, first, 2, ada(model))
+    with torch.no_grad():
+        calibrated(first)
+    calibrated(second)  # in no mode
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    flow = ptq(twin, model, batches_of(model), ada(model), save=False)
+    for name in ("record.txt", "modified.onnx"):
+        assert (tmp_path / name).read_bytes() == (flow.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_model_that_is_turned_to_another_dtype(tmp_path, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 3)
+    ).eval()  # fmt: skip
+    first, second = batches_of(model)
+    calibrated = start(tmp_path, model, first, 2, ada(model, "0", "4")).to(dtype)
+    for batch in (first, second):
+        calibrated(batch.to(dtype))
+    flow = Flow(tmp_path, calibrated)
+    flow.save()
+    assert {i.data_type for i in flow.modified.graph.initializer} == {onnx.TensorProto.FLOAT}
+    want = model(first).detach().numpy()
+    error = np.abs(flow.run_fake_quant(first) - want).max()
+    assert error < 0.02 * np.abs(want).max()
+
+
 def test_parts_of_the_model_are_not_enough(tmp_path):
     model = small()
     batch = batches_of(model)[0]

@@ -1,6 +1,8 @@
 """Post-training quantization as a user runs it."""
 
 import copy
+import logging
+import pickle
 
 import numpy as np
 import onnx
@@ -309,3 +311,34 @@ def test_a_layer_that_calibration_misses_is_named(tmp_path):
     calibrated(torch.randn(4, 4))
     with pytest.raises(RuntimeError, match=r"rarely.*1 of 2"):
         amct.save_model(files[1], files[2], str(tmp_path / "out"))
+
+
+class ReadsBatchNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x.to(self.bn.weight.dtype)))
+
+
+def test_a_folded_batch_norm_keeps_its_attributes(tmp_path):
+    torch.manual_seed(0)
+    model, x = ReadsBatchNorm().eval(), torch.randn(2, 2, 4, 4)
+    flow = ptq(tmp_path, model, [x])
+    assert isinstance(flow.calibrated.bn, nn.Identity)
+    assert "bn.weight" not in flow.calibrated.state_dict()
+    copied = pickle.loads(pickle.dumps(flow.calibrated)).half()
+    assert copied.bn.num_features == 4
+    simulated = amct.simulate_model(flow.calibrated, flow.record_file)
+    np.testing.assert_array_equal(flow.run_fake_quant(x), simulated(x).numpy())
+
+
+def test_shapes_that_onnx_infers_otherwise_are_no_users_matter(tmp_path, caplog):
+    """With ceil_mode the inference of onnx and torch disagree on the size of the output."""
+    model = nn.Sequential(nn.AvgPool2d(2, padding=1, ceil_mode=True)).eval()
+    x = torch.randn(1, 2, 7, 7)
+    with caplog.at_level(logging.WARNING):
+        flow = ptq(tmp_path, model, [x], opset_version=18)
+    assert not [record for record in caplog.records if record.name.startswith("onnx")]
+    np.testing.assert_allclose(flow.run_fake_quant(x), model(x).numpy(), atol=0.05)

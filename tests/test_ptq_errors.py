@@ -343,6 +343,14 @@ def test_a_record_of_another_model(files, model):
         files.save()
 
 
+@pytest.mark.parametrize("form", ["deploy", "fake_quant"])
+def test_a_model_that_is_exported_already(tmp_path, model, form):
+    flow = ptq(tmp_path, model, [X])
+    exported = str(tmp_path / f"out_{form}_model.onnx")
+    with pytest.raises(ValueError, match=f"{form}_model.onnx.*quantized already.*modfied_onnx"):
+        amct.save_model(exported, flow.record_file, str(tmp_path / "again"))
+
+
 @pytest.mark.parametrize("content", [b"", b"not onnx", None], ids=["empty", "text", "cut"])
 def test_damaged_modified_model(files, model, content):
     files.create(model)

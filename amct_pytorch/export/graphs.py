@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ..files import Content
+from ..graph.exporters import quiet
 from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
@@ -22,7 +23,7 @@ from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, input_channels, output_channels
 from .model_file import has_external_data, model_files
 from .placement import Writer, rewrite
-from .recurrent import RECURRENT_WRITERS, describe_recurrent
+from .recurrent import DEPLOY_OPS, RECURRENT_WRITERS, describe_recurrent
 
 T = TypeVar("T")
 
@@ -44,7 +45,8 @@ def graph_files(
     """
     external = has_external_data(modified)
     _drop_repeated_inputs(modified.graph)
-    ShapeInferencePass()(modified)
+    with quiet():  # it may fail without harm, where the capture has known the shapes
+        ShapeInferencePass()(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
     balanced = json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
@@ -97,6 +99,18 @@ def model_paths(save_path: str) -> dict[str, str]:
         )
         for form in WRITERS
     }
+
+
+def check_not_exported(model: ir.Model, path: str) -> None:
+    """Raises ValueError for a model with the quantization that `graph_files` puts in."""
+    for node in model.graph:
+        name = node.name or ""
+        ops = ("AscendQuant", *DEPLOY_OPS.values())
+        if node.op_type in ops or name.endswith((".fakequant.mul", ".fakedequant.mul")):
+            raise ValueError(
+                f"{path}: it is quantized already (node {name!r}), and can be so once only; pass "
+                "the modfied_onnx_file that quantize_model wrote"
+            )
 
 
 def _drop_repeated_inputs(graph: ir.Graph) -> None:

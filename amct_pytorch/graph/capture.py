@@ -13,6 +13,7 @@ from .capture_error import explain
 from .exporters import export, is_dynamo, quiet
 from .options import ExportOptions, split_input_data
 from .tidy import fold_own_padding, tidy
+from .value_names import checked_names, warn_of_unknown_axes
 from .watch import Watch
 
 
@@ -32,6 +33,7 @@ def capture(
 ) -> Capture:
     """Exports `model` called on `input_data`; RuntimeError with the user's own line if it fails."""
     args, kwargs = split_input_data(input_data)
+    options = checked_names(model, args, kwargs, options)
     watch = Watch.of(model, of_interest)
     try:
         with watch.hooks():
@@ -40,6 +42,7 @@ def capture(
         raise RuntimeError(explain(error, model, args, kwargs)) from error
     by = watch.nodes_by_metadata if is_dynamo(options) else watch.nodes_by_scope
     nodes = by(exported)
+    warn_of_unknown_axes(exported.graph, options)
     widen(exported)
     with quiet():
         tidy(exported)

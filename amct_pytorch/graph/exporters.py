@@ -2,7 +2,8 @@
 
 Up to opset 17 the older one (TorchScript) is used, from 18 on the one built on `torch.export`.
 Both run the model in evaluation mode, alone in the process and without words of their own. The
-initializers of the graph are the tensors of the model: nothing is copied.
+initializers of the graph are the parameters of the model, of which nothing is copied, and copies of
+its buffers, which a forward may write to.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import nn
 
 from .options import ExportOptions
 from .plain import plain_operations
+from .value_names import free_argument_names
 
 FIRST_DYNAMO_OPSET = 18
 SMALL_PARAMETER = 1024  # elements: a shape may be computed from them
@@ -39,7 +41,10 @@ def export(
     """The ONNX graph of `model` called on the arguments, BatchNormalization and all kept."""
     run = _export_dynamo if is_dynamo(options) else _export_torchscript
     with _evaluating(model), quiet(), plain_operations(options.opset_version):
-        return run(model, args, kwargs, options)
+        with _buffers_kept(model):
+            exported = run(model, args, kwargs, options)
+        _separate_buffers(exported.graph, model)
+    return exported
 
 
 def is_dynamo(options: ExportOptions) -> bool:
@@ -53,6 +58,7 @@ def _export_torchscript(
     names = _list(options.input_names)
     if kwargs and names is None:
         names = [*list(inspect.signature(model.forward).parameters)[: len(args)], *kwargs]
+        names = free_argument_names(names, model)
     arguments: dict[str, Any] = {
         "dynamo": False,
         "opset_version": options.opset_version,
@@ -143,6 +149,10 @@ def _export_dynamo(
         dynamic_axes=copy.deepcopy(options.dynamic_axes),  # type: ignore[arg-type]
     )
     assert program is not None
+    graph = program.model.graph
+    names = free_argument_names([str(value.name) for value in graph.inputs], model)
+    for value, name in zip(graph.inputs, names, strict=True):
+        value.name = name
     return program.model
 
 
@@ -161,6 +171,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undoes what a forward writes to buffers: the run of an exporter is none of the user's."""
+    own = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    every = [b for _, buffers in own for b in buffers.values() if b is not None]
+    values = {b: (b._version, b.clone()) for b in every if not b.is_inference()}
+    try:
+        yield
+    finally:
+        for module, buffers in own:
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, (version, before) in values.items():
+                if buffer._version != version:
+                    buffer.copy_(before)
+
+
+def _separate_buffers(graph: ir.Graph, model: nn.Module) -> None:
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in graph.initializers:
+            copied = ir.tensor_adapters.TorchTensor(buffer.detach().clone(), name=name)
+            graph.initializers[name].const_value = copied
 
 
 @contextmanager

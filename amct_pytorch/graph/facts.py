@@ -127,7 +127,8 @@ def _shared_with(module: nn.Module, name: str, owners: dict[int, list[str]]) -> 
     for key, parameter in module._parameters.items():
         others = [other for other in owners.get(id(parameter), ()) if other != name]
         if others:
-            return f"it shares its {key} with {', '.join(others)}"
+            names = ", ".join(other or "the model itself" for other in others)
+            return f"it shares its {key} with {names}"
     return None
 
 
@@ -226,6 +227,16 @@ def _batch_norms(
         if source.is_graph_output() or len(source.uses()) != 1:
             continue
         producer = source.producer()
-        if producer in convs:
+        if producer in convs and _can_be_folded(producer, runs[0], set(capture.nodes[name])):
             found[name] = convs[producer]
     return found
+
+
+def _can_be_folded(conv: ir.Node, batch_norm: ir.Node, own: set[ir.Node]) -> bool:
+    """Whether nothing is lost with the BatchNorm and nobody else reads what folding changes.
+
+    `own` are the nodes of its module, which may be of a class that goes on behind it.
+    """
+    if any(consumer in own for consumer in batch_norm.outputs[0].consumers()):
+        return False
+    return not any(is_shared(value) for value in (*conv.inputs[2:], *batch_norm.inputs[1:]))

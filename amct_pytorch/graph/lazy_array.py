@@ -32,7 +32,11 @@ class LazyArray:
 
     @classmethod
     def of_tensor(cls, tensor: torch.Tensor) -> LazyArray:
-        """The values that `tensor` has when they are read; bfloat16 as float32, which holds it."""
+        """The values that `tensor` has when they are read; bfloat16 as float32, which holds it.
+
+        `tensor` may be a parameter: `model.half()` and its like give that another memory.
+        """
+        tensor = tensor.detach()
         plain = _plain(tensor[:0] if tensor.dim() else tensor)
         return cls(tuple(tensor.shape), plain.numpy().dtype, lambda: _plain(tensor).numpy())
 

@@ -66,10 +66,10 @@ def _separate_equal_initializers(graph: ir.Graph) -> None:
 
 
 def _weights(graph: ir.Graph) -> set[ir.Value]:
-    """The initializers that are weights of layers."""
+    """The initializers that are weights of layers, or change when a BatchNorm is folded."""
     found = set()
-    for node in graph:
-        value = node.inputs[1] if node.op_type in LAYER_OPS and len(node.inputs) > 1 else None
+    counts = {**dict.fromkeys(LAYER_OPS, 1), "Conv": 2, "BatchNormalization": 4}
+    for value in [v for n in graph for v in n.inputs[1 : 1 + counts.get(n.op_type, 0)]]:
         while value is not None and not value.is_initializer():
             producer = value.producer()
             transposes = producer is not None and producer.op_type in ("Transpose", "Identity")

@@ -15,6 +15,7 @@ from ..graph.lazy_array import LazyArray
 from ..graph.site import drop_if_unused, locate, replace_constants
 from ..layers.finite import is_finite
 from ..layers.fold import fold_batch_norm
+from ..layers.folded import FoldedBatchNorm
 from ..layers.replace import replace_module
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def fuse_batch_norms(
                 "%s is not folded into %s: the folded values are not finite", bn_name, conv_name
             )
             continue
-        replace_module(model, bn, nn.Identity())
+        replace_module(model, bn, FoldedBatchNorm(bn))
         _fuse_nodes(capture, facts, bn_name, conv_name, conv)
         fused[bn_name] = conv_name
     return fused

@@ -82,8 +82,14 @@ def write_weights(
         if BY_KIND[kind].recurrent:
             write_recurrent(capture, module, name, kind)
             continue
-        weight = LazyArray.of_tensor(module.weight)
-        replace_weight(locate(main_nodes(capture, name, kind)[0]), name, weight)
+        weight, site = (
+            LazyArray.of_tensor(module.weight),
+            locate(main_nodes(capture, name, kind)[0]),
+        )
+        assert site.weight is not None
+        if weight.dtype != site.weight.dtype:  # the user's model.half() after the capture
+            weight = weight.astype(site.weight.dtype.type)
+        replace_weight(site, name, weight)
 
 
 @torch.no_grad()

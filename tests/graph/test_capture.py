@@ -88,6 +88,12 @@ def test_shared_parameters_are_told_with_their_owner():
     }
 
 
+def test_a_parameter_of_the_model_itself():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.tied = model[0].weight
+    assert reasons(model, torch.ones(1, 4)) == {"0": "it shares its weight with the model itself"}
+
+
 def test_equal_but_separate_weights_are_not_shared():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].load_state_dict(model[0].state_dict())
@@ -213,6 +219,46 @@ class TwoReaders(nn.Module):
         return self.bn(x) + x
 
 
+class ActivatedBatchNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Folded(nn.Module):
+    """`other` reads a tensor that folding the BatchNorm would change, or take away."""
+
+    def __init__(self, other=None, batch_norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv, self.bn, self.other = nn.Conv2d(2, 4, 1), batch_norm(4), other
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return y if self.other is None else y * self.other(self).sum()
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(
+    ("model", "pairs"),
+    [
+        (Folded(), {"bn": "conv"}),
+        (Folded(batch_norm=ActivatedBatchNorm), {}),
+        (Folded(lambda m: m.conv.bias), {}),
+        (Folded(lambda m: m.bn.weight), {}),
+        (Folded(lambda m: m.bn.running_var), {}),
+    ],
+    ids=["plain", "activated", "bias", "weight", "variance"],
+)
+def test_pairs_that_can_be_folded(model, pairs, opset):
+    assert facts_of(model, torch.randn(2, 2, 3, 3), opset).batch_norms == pairs
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_hook_behind_a_batch_norm(opset):
+    model = Folded()
+    model.bn.register_forward_hook(lambda module, args, output: output * 2)
+    assert facts_of(model, torch.randn(2, 2, 3, 3), opset).batch_norms == {}
+
+
 def test_no_pair_when_the_convolution_has_another_reader():
     assert facts_of(TwoReaders(), torch.randn(2, 1, 4, 4)).batch_norms == {}
 
@@ -256,6 +302,62 @@ def test_a_failed_capture_shows_the_users_line(model, opset, capsys):
 def test_bad_options(options, error, text):
     with pytest.raises(error, match=text):
         ExportOptions(**options)
+
+
+class Scaled(nn.Module):
+    """A parameter with the name of an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, weight=None):
+        return self.fc(x * self.weight * weight)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("argument", ["input_names", "output_names"])
+def test_a_value_cannot_have_the_name_of_a_parameter(opset, argument):
+    model, x = Scaled().eval(), (torch.ones(1, 4), {"weight": torch.ones(1)})
+    options = ExportOptions(opset_version=opset, **{argument: ["fc.weight"]})
+    with pytest.raises(ValueError, match=f"{argument}: 'fc.weight' is the name of a parameter"):
+        capture(model, x, options, is_of_interest)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("keyword", [False, True], ids=["positional", "keyword"])
+def test_an_argument_named_like_a_parameter(opset, keyword):
+    model, ones, weight = Scaled().eval(), torch.ones(1, 4), torch.tensor([2.0])
+    x = (ones, {"weight": weight}) if keyword else (ones, weight)
+    proto = ir.to_proto(capture(model, x, ExportOptions(opset_version=opset), is_of_interest).model)
+    feeds = dict(zip((i.name for i in proto.graph.input), (ones, weight), strict=True))
+    (result,) = ReferenceEvaluator(proto).run(None, {k: np.asarray(v) for k, v in feeds.items()})
+    np.testing.assert_allclose(result, model(ones, weight).detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_more_names_than_inputs(opset, caplog):
+    options = ExportOptions(["x", "mask"], opset_version=opset)
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    graph = capture(model, torch.ones(1, 4), options, is_of_interest).model.graph
+    assert [value.name for value in graph.inputs] == ["x"]
+    assert {"0.weight", "0.bias"} <= set(graph.initializers)
+    assert "input_names: the model is called on 1 tensors, so 'mask' are not used" in caplog.text
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_dynamic_axes_of_no_input_are_told(opset, caplog):
+    caplog.set_level("WARNING")
+    axes = {"x": {0: "rows"}, "image": {0: "rows"}}
+    options = ExportOptions(["x"], ["y"], axes, opset)
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    graph = capture(model, torch.ones(2, 4), options, is_of_interest).model.graph
+    assert str(graph.inputs[0].shape[0]) == "rows"
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "dynamic_axes: no input or output of the graph is named 'image'; there are 'x', 'y'"
+    ]
 
 
 class Slow(nn.Linear):
@@ -313,3 +415,33 @@ def test_the_graph_has_no_notes_about_the_users_files():
     options = ExportOptions(opset_version=18)
     model = capture(Confusing().eval(), torch.randn(2, 1, 32, 32), options, is_of_interest).model
     assert os.path.dirname(__file__).encode() not in ir.to_proto(model).SerializeToString()
+
+
+class Counting(nn.Module):
+    """A forward that writes to a buffer, and puts another in the place of a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("gain", torch.ones(4))
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        y = self.fc(x) * self.gain
+        with torch.no_grad():
+            self.gain.mul_(2)
+            self.calls = self.calls + 1
+        return y
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_buffers_that_forward_writes_to(opset):
+    model = Counting().eval()
+    captured = capture(
+        model, torch.ones(1, 4), ExportOptions(opset_version=opset), is_of_interest
+    ).model
+    assert model.gain.tolist() == [1, 1, 1, 1]
+    assert model.calls.tolist() == [0]
+    model(torch.ones(1, 4))
+    assert model.gain.tolist() == [2, 2, 2, 2]
+    assert captured.graph.initializers["gain"].const_value.numpy().tolist() == [1, 1, 1, 1]
