@@ -211,6 +211,13 @@ def test_progress_is_read_from_the_top(read):
     assert read(text).progress == {"a": (0, 2)}
 
 
+def test_progress_of_thousands_of_digits_is_a_comment_by_hand(read):
+    text = (
+        f'# calibration: "a" has seen 1 of {"9" * 5000} batches\nrecord {{ key: "a" value {{ }} }}'
+    )
+    assert read(text).progress == {}
+
+
 def test_progress_below_a_record_is_a_comment_like_others(read):
     text = 'record { key: "a" value {} }\n# calibration: "a" has seen 0 of 2 batches\n'
     assert read(text).progress == {}

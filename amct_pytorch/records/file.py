@@ -26,7 +26,9 @@ from .diff import RecordsDiff, compare
 from .kv_cache import KVCacheRecord
 from .layer import FLOATS, LayerRecord
 
-_PROGRESS = re.compile(r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d+) of (\d+) batches')
+_PROGRESS = re.compile(
+    r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d{1,18}) of (\d{1,18}) batches'
+)
 # What the place of a record needs: strings and comments as wholes, braces, names.
 _TOKEN = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|#[^\n]*|[{}<>]|\w+""")
 _MOST_SHOWN = 200  # characters of a parser's message
