@@ -290,7 +290,7 @@ def test_reading_refuses(read, text, message):
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "record.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(RuntimeError, match=r"record\.txt: not a text file in UTF-8"):
+    with pytest.raises(RuntimeError, match=r"record\.txt: expected UTF-8 text"):
         Records.load(str(tmp_path / "record.txt"))
 
 

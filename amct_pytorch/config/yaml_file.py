@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ..files import read_text
 from .json_file import TOO_DEEP
 from .problems import Location, Problem, fail
 
@@ -23,14 +24,11 @@ def read_yaml(path: str) -> tuple[Any, dict[Location, int]]:
     JSON has none for, like a tagged one or an object inside itself; ValueError for objects inside
     each other too deep to read and for aliases that stand for more than a million values.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    text = read_text(path)
     reader = _Reader()
     try:
-        root = yaml.compose(content.decode("utf-8-sig"), Loader=_Loader)
+        root = yaml.compose(text, Loader=_Loader)
         value = {} if root is None else reader.value(root, ())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text ({error})") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else path
