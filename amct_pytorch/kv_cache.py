@@ -39,7 +39,8 @@ def create_quant_cali_config(
     Raises TypeError for an argument of a wrong type, an unknown key of `quant_layers`, and where
     both it and `config_defination` are None; RuntimeError where no layer is named and for a model
     that was processed already; ValueError for a name that is no Linear of the model and for a
-    wrong value; OSError for a file that cannot be read or written.
+    wrong value (ParseError of google.protobuf.text_format for protobuf text that does not parse);
+    OSError for a file that cannot be read or written.
 
     >>> import tempfile
     >>> model = nn.ModuleDict({"k_proj": nn.Linear(8, 4)})

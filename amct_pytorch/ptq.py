@@ -57,8 +57,14 @@ def create_quant_config(
             and `activation_offset` are then taken from it.
         opset_version: the ONNX opset to trace with, 11 to 23.
 
-    Raises TypeError or ValueError for arguments that do not fit, RuntimeError for a model that
-    cannot be captured or was processed already, OSError for a file that cannot be written.
+    Raises TypeError or ValueError for arguments that do not fit and for a wrong simplified
+    configuration (ParseError of google.protobuf.text_format for protobuf text that does not parse),
+    RuntimeError for a model that cannot be captured or was processed already, OSError for a file
+    that cannot be read or written.
+
+    Example::
+
+        amct.create_quant_config("config.json", model, torch.randn(1, 3, 224, 224), batch_num=4)
     """
     check_types(
         "create_quant_config",
@@ -69,6 +75,8 @@ def create_quant_config(
         config_defination=(config_defination, str, None),
     )
     check_file_name(config_file, "config_file", empty=IsADirectoryError)
+    if config_defination is not None:
+        check_distinct(config_file=config_file, config_defination=config_defination)
     check_writable(config_file)
     options = ExportOptions(opset_version=opset_version)
     _, facts = capture_model(copy_model(model, required=False), input_data, options)

@@ -49,9 +49,11 @@ def create_quant_retrain_config(
             .yml or .json, of the same structure) to make it from.
         opset_version: the ONNX opset to trace with, 11 to 23.
 
-    Raises TypeError or ValueError for arguments that do not fit and for a model without a layer
-    that can be quantized, RuntimeError for a model that cannot be captured or was processed
-    already, OSError for a file that cannot be written.
+    Raises TypeError or ValueError for arguments that do not fit, for a model without a layer that
+    can be quantized and for a wrong simplified configuration (ParseError of
+    google.protobuf.text_format for protobuf text that does not parse), RuntimeError for a model
+    that cannot be captured or was processed already, OSError for a file that cannot be read or
+    written.
 
     Example::
 
@@ -63,6 +65,8 @@ def create_quant_retrain_config(
         config_defination=(config_defination, str, None),
     )
     check_file_name(config_file, "config_file")
+    if config_defination is not None:
+        check_distinct(config_file=config_file, config_defination=config_defination)
     check_writable(config_file)
     _check_not_wrapped(model)
     options = ExportOptions(opset_version=opset_version)
