@@ -1,4 +1,7 @@
-"""Files appear complete or not at all; a bad path is refused before any work is done."""
+"""Files appear complete or not at all; a bad path is refused before any work is done.
+
+Text is read here too, as UTF-8 whatever the machine's locale.
+"""
 
 from __future__ import annotations
 
