@@ -131,6 +131,15 @@ def quantize_model(
     RuntimeError for NaN or infinity in them; both name the layer. Raises RuntimeError if balance
     factors are missing, with the layers and batches that `quantize_preprocess` has seen. See
     `create_quant_config` for the others.
+
+    Example::
+
+        calibrated = amct.quantize_model(
+            "config.json", "modified.onnx", "record.txt", model, batches[0]
+        )
+        for batch in batches:  # batch_num of them
+            calibrated(batch)
+        amct.save_model("modified.onnx", "record.txt", "results/model")
     """
     check_types(
         "quantize_model",
@@ -192,6 +201,7 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
     Raises ValueError for a bad or missing model file, RuntimeError for a record that does not
     parse, does not fit the model or belongs to an unfinished calibration (with the layer and the
     batches it has seen and needs), and OSError for a folder that cannot be written.
+    `quantize_model` has an example.
     """
     check_file_name(modfied_onnx_file, "modfied_onnx_file")
     check_file_name(record_file, "record_file")

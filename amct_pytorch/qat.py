@@ -150,6 +150,13 @@ def restore_quant_retrain_model(
     accepted, and so are checkpoints of the Ascend toolkit (layers/checkpoint_names.py).
     Raises KeyError for a missing `state_dict_name`, RuntimeError for names or shapes that do not
     fit the model, FileNotFoundError for a missing file.
+
+    Example::
+
+        torch.save({"model": model.state_dict()}, "checkpoint.pth")
+        model = amct.restore_quant_retrain_model(
+            "retrain.json", float_model, "record.txt", batch, "checkpoint.pth", "model"
+        )
     """
     check_types(
         "restore_quant_retrain_model",
@@ -204,6 +211,10 @@ def save_quant_retrain_model(
     Raises RuntimeError for a model without trained layers, layers that have seen fewer batches
     than `batch_num` (named, with both numbers), a configuration other than the model's, and
     weights that are not finite; OSError for a folder that cannot be written.
+
+    Example::
+
+        amct.save_quant_retrain_model("retrain.json", model, "record.txt", "results/net", batch)
     """
     check_types(
         "save_quant_retrain_model",
