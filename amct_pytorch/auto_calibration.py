@@ -37,7 +37,6 @@ from .search.sensitivity import SensitivityBase
 from .search.strategy import AutoCalibrationStrategyBase
 from .steps import (
     balance_and_quantize,
-    check_search_offered,
     check_types,
     copy_model,
     modified_graph,
@@ -153,7 +152,6 @@ def accuracy_based_auto_calibration(
         copied.eval()
     weights = digest(copied)
     prepared = prepare(config_file, copied, input_data, export)
-    check_search_offered(prepared.config)
     config = read_object(config_file)
     prepared.model.requires_grad_(False)
     identity = fingerprint(weights, prepared.config, evaluator, score_by)
@@ -205,6 +203,9 @@ def _models(search: ModelSearch, winner: Trial, paths: OutputPaths) -> dict[str,
     model = copy.deepcopy(prepared.model)
     balance = balance_of(records)
     balance_and_quantize(model, prepared, layers, balance)
+    for name, weight in search.rounded.items():
+        if name in layers:
+            model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
     return graph_files(modified_graph(prepared, model, layers, balance), records, paths.models)
 
 

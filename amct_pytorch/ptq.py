@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -177,11 +178,14 @@ def quantize_model(
     if calibration.float_weights:
         path = os.path.abspath(modfied_onnx_file)
 
-        def rounded(calibrated: nn.Module) -> Files:
+        def files_of(calibrated: nn.Module) -> Files:
             layers = prepared.layers
             return model_files(modified_graph(prepared, calibrated, layers, balance), path)
 
-        follow_adaround(model, prepared, keeper, rounded, progress)
+        def rounded(calibrated: nn.Module) -> None:
+            keeper.with_record = partial(files_of, calibrated)
+
+        follow_adaround(model, prepared, weights, calibration, rounded, progress)
     keep_record(model, keeper)
     contents = model_files(modified, modfied_onnx_file)
     files = {**contents, record_file: keeper.records().dumps()}

@@ -27,7 +27,7 @@ from .records import LayerRecord
 from .transforms.adaround_calibration import AdaRoundCalibration
 from .transforms.dmq import Balance, balance_inputs, balance_weights, with_balance
 from .transforms.fuse_bn import fuse_batch_norms
-from .transforms.insert import Files, RecordKeeper, insert_calibration
+from .transforms.insert import insert_calibration
 from .transforms.quantize_weights import float_weights, quantize_weights, write_weights
 from .transforms.reconstruct import Rounding
 
@@ -92,27 +92,31 @@ def balance_and_quantize(
 def follow_adaround(
     model: nn.Module,
     prepared: Prepared,
-    keeper: RecordKeeper,
-    files: Callable[[nn.Module], Files],
-    progress: bool,
-) -> None:
+    weights: Mapping[str, LayerRecord],
+    calibration: Calibration,
+    rounded: Callable[[nn.Module], None],
+    progress: bool = False,
+) -> AdaRoundCalibration:
     """Lets the roundings of AdaRound layers be learnt when `model` has seen its batches.
 
-    `files`, of the model that is then there, are written together with the record.
+    `weights` and `calibration` are what `start_calibration` returned; `rounded` is called on the
+    model that is then there, before its activations are observed.
     """
     roundings = {}
     for node in prepared.captured.model.graph:  # in the order of execution
         name = node.name
-        if name in keeper.calibration.float_weights:
+        if name in calibration.float_weights:
             config = prepared.layers[name].weight_quant_params
             assert isinstance(config, AdaConfig)
             roundings[name] = Rounding(
                 config,
-                keeper.calibration.float_weights[name],
-                keeper.weights[name].scale_w,
+                calibration.float_weights[name],
+                weights[name].scale_w,
                 activation_after(locate(node).output),
             )
-    AdaRoundCalibration(keeper.calibration, roundings, keeper, files, progress).follow(model)
+    following = AdaRoundCalibration(calibration, roundings, rounded, progress)
+    following.follow(model)
+    return following
 
 
 def _quantize(
@@ -185,20 +189,6 @@ def list_float_layers(facts: ModelFacts) -> None:
     for layer in facts.layers.values():
         if layer.reason is not None:
             logger.warning("%s (%s) is left float: %s", layer.name, layer.kind, layer.reason)
-
-
-def check_search_offered(config: QuantConfig) -> None:
-    """Raises RuntimeError for a layer whose weights are more than its record tells.
-
-    A search evaluates, resumes and exports by records.
-    """
-    for name, layer in config.enabled.items():
-        if isinstance(layer.weight_quant_params, AdaConfig):
-            raise RuntimeError(
-                f"{name}.weight_quant_params.wts_algo: expected arq_quantize, got ada_quantize, "
-                "which automatic calibration does not offer: search with arq_quantize, then use "
-                "ada_quantize in quantize_model with the configuration that was found"
-            )
 
 
 def name_layers(captured: Capture, facts: ModelFacts) -> None:

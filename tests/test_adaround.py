@@ -15,7 +15,6 @@ from ptq_flow import Flow, ptq
 from torch import nn
 
 import amct_pytorch as amct
-from amct_pytorch.common.auto_calibration import AutoCalibrationEvaluatorBase
 from amct_pytorch.graph.activation import activation_after
 from amct_pytorch.graph.capture import capture
 from amct_pytorch.graph.facts import is_of_interest, main_nodes
@@ -387,25 +386,6 @@ def test_nan_names_the_layer_and_leaves_nearest_rounding(tmp_path):
     assert all(torch.equal(w, nearest[name]) for name, w in weights_of(calibrated).items())
     with pytest.raises(RuntimeError, match="calibration is unfinished"):
         Flow(tmp_path, calibrated).save()
-
-
-def test_automatic_calibration_refuses_it(tmp_path):
-    class Evaluator(AutoCalibrationEvaluatorBase):
-        def calibration(self, model): ...
-
-        def evaluate(self, model): ...
-
-        def metric_eval(self, original, new): ...
-
-    model = small()
-    config = tmp_path / "config.json"
-    amct.create_quant_config(str(config), model, batches_of(model)[0])
-    document = json.loads(config.read_text())
-    ada(model, "2")(document)
-    config.write_text(json.dumps(document))
-    paths = (str(config), str(tmp_path / "record.txt"), str(tmp_path / "out"))
-    with pytest.raises(RuntimeError, match=r"^2\.weight_quant_params\.wts_algo: expected arq_quan"):
-        amct.accuracy_based_auto_calibration(model, Evaluator(), *paths, batches_of(model)[0])
 
 
 def test_the_log_tells_of_every_layer(tmp_path, caplog):

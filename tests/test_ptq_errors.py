@@ -280,14 +280,6 @@ def test_activations_that_are_not_finite(files, model, value):
     files.save()
 
 
-def test_algorithms_to_come_are_refused_by_name(files, model):
-    files.create(model)
-    ada = {"wts_algo": "ada_quantize"}
-    files.edit(lambda config: config["0"]["weight_quant_params"].update(ada))
-    with pytest.raises(RuntimeError, match="0.weight_quant_params.wts_algo"):
-        files.quantize(model)
-
-
 def test_nothing_is_written_below_a_file(files, model):
     blocker = files.folder / "blocker"
     blocker.write_text("mine")

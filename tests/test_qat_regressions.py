@@ -731,3 +731,18 @@ def test_training_sees_the_codes_that_a_batchnorm_of_negative_gain_exports(tmp_p
     evaluated = flow.model.eval()(x)
     step = evaluated.abs().max() / 1000  # far below what one saturated code makes
     assert (trained - evaluated).abs().max() < step
+
+
+def test_4_bit_activations_are_refused_before_training_where_they_have_no_form(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2, bias=False)).eval()
+    data, config = torch.randn(2, 3, 4), str(tmp_path / "config.json")
+    amct.create_quant_retrain_config(config, model, data)
+    document = json.loads((tmp_path / "config.json").read_text())
+    for layer in ("0", "1"):
+        document[layer]["retrain_data_config"]["dst_type"] = "INT4"
+        document[layer]["retrain_weight_config"]["dst_type"] = "INT4"
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(
+        ValueError, match='^[^\n]*: 0.*got "INT4": .*the bias is an addition[^\n]*$'
+    ):
+        amct.create_quant_retrain_model(config, model, str(tmp_path / "record.txt"), data)

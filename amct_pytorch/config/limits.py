@@ -60,6 +60,18 @@ def why_not_int16(layer: Layer) -> str:
     return ""
 
 
+def why_not_int4(layer: Layer) -> str:
+    """Why activations cannot have 4 bits, or an empty text."""
+    if BY_KIND[layer.kind].recurrent:
+        return f"the operator of {layer.kind} has activations of 8 or 16 bits"
+    if layer.bias_added:
+        return (
+            "4-bit activations have no form where the bias is an addition behind a MatMul, which "
+            "it is for inputs of 3 or 4 dimensions"
+        )
+    return ""
+
+
 def why_not_channel_wise(layer: Layer) -> str:
     """Why weights cannot have one scale per channel, or an empty text."""
     if BY_KIND[layer.kind].channel_wise:

@@ -11,6 +11,7 @@ from .limits import (
     Refusal,
     types_that,
     why_not_channel_wise,
+    why_not_int4,
     why_not_int16,
     why_not_packed,
     with_part,
@@ -36,8 +37,7 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
     if activation.num_bits == 16 and (reason := why_not_int16(layer)):
         without = with_part(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without)
-    if activation.num_bits == 4 and can.recurrent:
-        reason = f"the operator of {layer.kind} has activations of 8 or 16 bits"
+    if activation.num_bits == 4 and (reason := why_not_int4(layer)):
         without = with_part(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 4, "8 or 16", reason, without)
     if activation.asymmetric and not can.asymmetric:

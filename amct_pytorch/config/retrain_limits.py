@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from ..capability import BY_KIND
 from ..graph import Layer
-from .limits import Refusal, why_not_channel_wise, why_not_int16, why_not_packed, with_part
+from .limits import (
+    Refusal,
+    why_not_channel_wise,
+    why_not_int4,
+    why_not_int16,
+    why_not_packed,
+    with_part,
+)
 from .problems import shown
 from .retrain_layer import RetrainLayerConfig
 
@@ -26,6 +33,9 @@ def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[Retra
         yield Refusal((part, "dst_type"), "INT4", '"INT8"', reason, without)
         return
     if data.num_bits == 16 and (reason := why_not_int16(layer)):
+        without = with_part(config, _ACT, dst_type="INT8")
+        yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
+    if data.num_bits == 4 and (reason := why_not_int4(layer)):
         without = with_part(config, _ACT, dst_type="INT8")
         yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
     has_weights = BY_KIND[layer.kind].weights

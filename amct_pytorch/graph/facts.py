@@ -36,6 +36,7 @@ class Layer:
     kind: str  # a key of capability.BY_KIND
     reason: str | None  # why it stays float whatever the configuration says; None: quantizable
     has_bias: bool = False
+    bias_added: bool = False  # by a node of its own behind a MatMul
     groups: int = 1
     in_channels: int = 0  # 0 for AvgPool2d
     out_channels: int = 0  # of LSTM and GRU: the size of the hidden state
@@ -72,9 +73,11 @@ def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
         if kind is None:
             continue
         reason = _reason(name, module, kind, capture, owners)
-        value, producer = ("", "")
+        value, producer, bias_added = "", "", False
         if reason is None:
-            value, producer = _input(main_nodes(capture, name, kind)[0], capture.nodes[name])
+            node = main_nodes(capture, name, kind)[0]
+            value, producer = _input(node, capture.nodes[name])
+            bias_added = kind == "Linear" and locate(node).bias_add is not None
         layers[name] = Layer(
             name,
             kind,
@@ -82,6 +85,7 @@ def analyze(model: nn.Module, capture: Capture) -> ModelFacts:
             input=value,
             input_op=producer,
             has_bias=_has_bias(module),
+            bias_added=bias_added,
             groups=getattr(module, "groups", 1),
             in_channels=_first_of(module, "in_channels", "in_features", "input_size"),
             out_channels=_first_of(module, "out_channels", "out_features", "hidden_size"),

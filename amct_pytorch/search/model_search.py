@@ -17,7 +17,7 @@ from ..layers.calibrate import Calibration
 from ..layers.replay import Replay
 from ..layers.simulate import Simulated
 from ..records import Records
-from ..steps import Prepared, start_calibration
+from ..steps import Prepared, follow_adaround, start_calibration
 from ..transforms.dmq import balance_of, balanced_layers, insert_probes
 from ..transforms.insert import records_so_far
 from ..transforms.simulate import simulate_layers
@@ -26,6 +26,7 @@ from .base import AccuracyBasedAutoCalibrationBase, Config
 from .evaluator import AutoCalibrationEvaluatorBase
 from .measure import Measured, measured, measuring
 from .result import Trial
+from .rounded import rounded_weights, with_rounded
 from .sensitivity import SensitivityBase
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,12 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         self.model = model  # the user's own
         self.prepared = prepared
         self.records = Records({})  # in use
+        self.rounded: dict[str, Tensor] = {}  # weights of AdaRound, in use and of other layers
         self.simulation: nn.Module | None = None  # by the factors in use
         self.measured: dict[str, Measured] = {}
         self.left_float: dict[str, str] = {}  # layer -> why calibration has no factors for it
         self._layers: dict[str, Simulated] = {}
+        self._used = ""  # the factors in use
         self._parsed: dict[str, Records] = {}  # by their text: parsing is slow
         self._replay = Replay(prepared.config.batch_num, LARGEST_REPLAY)
 
@@ -56,25 +59,39 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         layers = {n: c for n, c in self.prepared.layers.items() if roll_back_config.get(n)}
         balance = self._balance()
         weights, calibration = start_calibration(model, self.prepared, layers, balance)
-        with self._replay.recording(model):
+        rounded: dict[str, Tensor] = {}
+        if calibration.float_weights:  # which AdaRound lets go when it is done
+            names = list(calibration.float_weights)
+
+            def keep(model: nn.Module) -> None:
+                rounded.update((n, model.get_submodule(n).weight.detach()) for n in names)  # type: ignore[operator]
+
+            self._replay = follow_adaround(model, self.prepared, weights, calibration, keep).replay
             self.evaluator.calibration(model)
+        else:
+            with self._replay.recording(model):
+                self.evaluator.calibration(model)
         self._check_batches(calibration)
         known = {n: record for n, record in weights.items() if n in calibration.factors}
         self.left_float |= _reasons(calibration)
         records = records_so_far(
             known, Calibration(0, factors=calibration.factors, hidden=calibration.hidden)
         )
-        factors = records.dumps()
+        factors = with_rounded(records.dumps(), rounded)
         self._parsed[factors] = records
         return factors
 
     def use(self, factors: str) -> None:
-        records = self._records(factors) if factors else Records({})
-        if self.simulation is None or records != self.records:
-            self.records = records
+        if self.simulation is None or factors != self._used:
+            self._used = factors
+            self.records = self._records(factors) if factors else Records({})
+            self.rounded = {
+                **rounded_weights(self.first_factors, self.prepared.model),
+                **rounded_weights(factors, self.prepared.model),
+            }
             self.simulation = copy.deepcopy(self.prepared.model)
             # Layers without a record of their own can be told from the others, too: switched off.
-            self._layers = simulate_layers(self.simulation, self.all_records())
+            self._layers = simulate_layers(self.simulation, self.all_records(), self.rounded)
 
     def get_ranking_info(self) -> dict[str, float]:
         assert self.simulation is not None
@@ -116,8 +133,13 @@ class ModelSearch(AccuracyBasedAutoCalibrationBase):
         return Records({**first, **self.records})
 
     def same_factors(self, one: str, other: str, roll_back_config: Config) -> bool:
+        layers = [name for name, enabled in roll_back_config.items() if enabled]
         first, second = self._records(one), self._records(other)
-        return all(first.get(n) == second.get(n) for n, on in roll_back_config.items() if on)
+        if any(first.get(name) != second.get(name) for name in layers):
+            return False
+        model = self.prepared.model
+        weights, others = rounded_weights(one, model), rounded_weights(other, model)
+        return all(torch.equal(weights[n], others[n]) for n in layers if n in weights)
 
     def _balance(self) -> dict[str, tuple[float, ...]]:
         """The DMQ factors: from the first calibration, or found before it by one of their own."""

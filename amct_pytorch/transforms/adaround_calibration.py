@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import nn
 from ..layers.calibrate import CalibratedLayer, Calibration
 from ..layers.replay import Replay
 from .adaround_progress import AdaRoundProgress
-from .insert import Files, RecordKeeper
 from .reconstruct import Rounding, evaluating, round_layers
 
 
@@ -28,8 +26,7 @@ class AdaRoundCalibration:
 
     calibration: Calibration
     roundings: Mapping[str, Rounding]  # in the order of execution
-    keeper: RecordKeeper
-    files: Callable[[nn.Module], Files]  # what is written together with the complete record
+    rounded: Callable[[nn.Module], None]  # told of the model with its final weights
     shown: bool  # whether there is a bar
     replay: Replay = field(init=False)
     _depth: int = field(default=0, init=False)  # of calls of the whole model
@@ -85,7 +82,7 @@ class AdaRoundCalibration:
         ):
             self._learn(model)
             self._forget(model)
-            self.keeper.with_record = partial(self.files, model)
+            self.rounded(model)
             self.calibration.deferred = None
             self.calibration.float_weights = {}  # of no more use
             self.calibration.seen = dict.fromkeys(self.calibration.seen, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,29 +53,35 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
     return simulated
 
 
-def simulate_layers(model: nn.Module, records: Records) -> dict[str, Simulated]:
+def simulate_layers(
+    model: nn.Module, records: Records, rounded: Mapping[str, Tensor]
+) -> dict[str, Simulated]:
     """Puts a stand-in in the place of every layer of `records`, in place; returns them by name.
 
     `model` is in float, BatchNorms folded, nothing balanced: switched off, a stand-in runs the
-    float layer.
+    float layer. `rounded` has the weights, balanced, of layers that AdaRound has rounded.
     """
     stand_ins = {}
     for name, record in records.items():
         module = model.get_submodule(name)
         factors = record.tensor_balance_factor
-        stand_ins[name] = simulated_layer(name, module, record, factors)
+        stand_ins[name] = simulated_layer(name, module, record, factors, rounded.get(name))
         replace_module(model, module, stand_ins[name])
     return stand_ins
 
 
 @torch.no_grad()
 def simulated_layer(
-    name: str, module: Any, record: LayerRecord, balance: tuple[float, ...] = ()
+    name: str,
+    module: Any,
+    record: LayerRecord,
+    balance: tuple[float, ...] = (),
+    rounded: Tensor | None = None,
 ) -> Simulated:
     """The stand-in that computes with the integers of `record`.
 
     With `balance`, the factors by which the record was made, it balances weight and input first;
-    without, they are balanced already if they need to be.
+    without, they are balanced already if they need to be. `rounded` stands for the balanced weight.
     """
     if is_recurrent(module):
         return simulated_recurrent(name, module, record)
@@ -98,4 +105,5 @@ def simulated_layer(
     if balance:
         weight = balanced_weight(name, module, balance)
         inverse = inverse_factors(name, module, balance)
+    weight = weight if rounded is None else rounded
     return SimulatedLayer(name, module, integers_of(module, weight, bias, factors), inverse)

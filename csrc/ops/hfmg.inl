@@ -25,6 +25,7 @@ namespace amct {
 namespace AMCT_DEVICE_NS {
 
 constexpr int64_t kCandidatesPerThread = 64;
+constexpr size_t kSampled = 64;  // every so many candidates one is tried first
 
 inline void check_num_of_bins(int64_t n) {
   if (n != 1024 && n != 2048 && n != 4096 && n != 8192)
@@ -334,11 +335,14 @@ std::tuple<Tensor, Tensor> hfmg_search(const Tensor& ranges, const Tensor& count
       const HfmgLoss loss(h.row(c), h.bins(), num_bits);
       const std::vector<BinRange> candidates = hfmg_candidates(h.row(c), h.bins());
       std::vector<double> losses(candidates.size());
-      torch::stable::parallel_for(0, candidates.size(), kCandidatesPerThread,
-                                  [&](int64_t first, int64_t last) {
-                                    for (int64_t i = first; i < last; ++i)
-                                      losses[i] = loss(candidates[i]);
-                                  });
+      double good = HUGE_VAL;  // one of the losses, and not a bad one
+      for (size_t i = 0; i < candidates.size(); i += kSampled)
+        good = std::min(good, loss(candidates[i]));
+      torch::stable::parallel_for(
+          0, candidates.size(), kCandidatesPerThread, [&](int64_t first, int64_t last) {
+            for (int64_t i = first; i < last; ++i)
+              losses[i] = loss.clipped(candidates[i]) > good ? HUGE_VAL : loss(candidates[i]);
+          });
       const auto least = std::min_element(losses.begin(), losses.end()) - losses.begin();
       factors = hfmg_factors(e.lo, e.hi, h.bins(), candidates[least], num_bits, asymmetric);
     }

@@ -9,7 +9,7 @@
 // cell; bins outside [L, R] belong to the first and the last cell. In units of the bin width:
 //   sum over bins i of h_i * integral from i to i + 1 of (y - centre(y))^2 dy
 // It is taken in double, from exact integer sums of h, h i and h i^2, cell by cell: O(K) a
-// candidate. The first least loss wins.
+// candidate, for those that bins outside do not rule out by themselves. The first least loss wins.
 //
 // The published search differs in three ways, which it is not worth keeping:
 // - it never tries the whole histogram, and takes what the first step leaves unseen when an
@@ -75,6 +75,16 @@ class HfmgLoss {
 
   double operator()(const BinRange& r) const {
     return r.size() >= cells() ? by_cells(r) : by_bins(r);
+  }
+
+  // The part of the loss that bins outside [L, R] are charged with, in O(1) and a little less than
+  // it is: no loss is below it.
+  double clipped(const BinRange& r) const {
+    constexpr double kRounding = 1 - 1e-6;
+    const double half = static_cast<double>(r.size()) / static_cast<double>(2 * cells());
+    const double first = static_cast<double>(r.first) + half;
+    const double last = static_cast<double>(r.last + 1) - half;
+    return kRounding * (whole(0, r.first, first) + whole(r.last + 1, n_, last));
   }
 
  private:
