@@ -1,4 +1,7 @@
-"""Files appear complete or not at all; a bad path is refused before any work is done."""
+"""Files appear complete or not at all; a bad path is refused before any work is done.
+
+Text is read here too, as UTF-8 whatever the machine's locale.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,20 @@ def check_distinct(**paths: str) -> None:
         first = seen.setdefault(os.path.realpath(path), argument)
         if first != argument:
             raise ValueError(f"{argument}: {path!r} is {first}; choose another path")
+
+
+def read_text(path: str, error: Callable[[str], Exception] = ValueError) -> str:
+    """The text of the file `path`, without the byte order mark that some editors put before it.
+
+    Raises FileNotFoundError or another OSError if it cannot be read, and `error` of a message for
+    bytes that are not UTF-8.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{path}: expected UTF-8 text ({reason})") from None
 
 
 def write_files(files: Mapping[str, Content], *, warn_replaced: bool = True) -> None:

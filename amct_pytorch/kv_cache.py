@@ -39,7 +39,8 @@ def create_quant_cali_config(
     Raises TypeError for an argument of a wrong type, an unknown key of `quant_layers`, and where
     both it and `config_defination` are None; RuntimeError where no layer is named and for a model
     that was processed already; ValueError for a name that is no Linear of the model and for a
-    wrong value; OSError for a file that cannot be read or written.
+    wrong value (ParseError of google.protobuf.text_format for protobuf text that does not parse);
+    OSError for a file that cannot be read or written.
 
     >>> import tempfile
     >>> model = nn.ModuleDict({"k_proj": nn.Linear(8, 4)})
@@ -87,6 +88,18 @@ def create_quant_cali_model(config_file: str, record_file: str, model: nn.Module
     that cannot be read or written. The returned model raises TypeError for outputs that are not
     float32, float16 or bfloat16, and RuntimeError for NaN or infinity in them and, per channel, for
     a number of channels that changes; all name the layer.
+
+    >>> import tempfile, torch
+    >>> from amct_pytorch.records import Records
+    >>> model = nn.ModuleDict({"k_proj": nn.Linear(8, 4)})
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> config, record = f"{folder.name}/config.json", f"{folder.name}/record.txt"
+    >>> create_quant_cali_config(config, model, {"kv_cache_quant_layers": ["k_proj"]})
+    >>> observing = create_quant_cali_model(config, record, model)
+    >>> keys = observing["k_proj"](torch.randn(2, 8))
+    >>> list(Records.load(record).kv_cache)
+    ['k_proj']
+    >>> folder.cleanup()
     """
     check_types("create_quant_cali_model", model=(model, nn.Module))
     check_file_name(config_file, "config_file", empty=IsADirectoryError)

@@ -59,8 +59,14 @@ def create_quant_config(
             and `activation_offset` are then taken from it.
         opset_version: the ONNX opset to trace with, 11 to 23.
 
-    Raises TypeError or ValueError for arguments that do not fit, RuntimeError for a model that
-    cannot be captured or was processed already, OSError for a file that cannot be written.
+    Raises TypeError or ValueError for arguments that do not fit and for a wrong simplified
+    configuration (ParseError of google.protobuf.text_format for protobuf text that does not parse),
+    RuntimeError for a model that cannot be captured or was processed already, OSError for a file
+    that cannot be read or written.
+
+    Example::
+
+        amct.create_quant_config("config.json", model, torch.randn(1, 3, 224, 224), batch_num=4)
     """
     check_types(
         "create_quant_config",
@@ -71,6 +77,8 @@ def create_quant_config(
         config_defination=(config_defination, str, None),
     )
     check_file_name(config_file, "config_file", empty=IsADirectoryError)
+    if config_defination is not None:
+        check_distinct(config_file=config_file, config_defination=config_defination)
     check_writable(config_file)
     options = ExportOptions(opset_version=opset_version)
     _, facts = capture_model(copy_model(model, required=False), input_data, options)
@@ -126,6 +134,15 @@ def quantize_model(
     RuntimeError for NaN or infinity in them; both name the layer. Raises RuntimeError if balance
     factors are missing, with the layers and batches that `quantize_preprocess` has seen. See
     `create_quant_config` for the others.
+
+    Example::
+
+        calibrated = amct.quantize_model(
+            "config.json", "modified.onnx", "record.txt", model, batches[0]
+        )
+        for batch in batches:  # batch_num of them
+            calibrated(batch)
+        amct.save_model("modified.onnx", "record.txt", "results/model")
     """
     check_types(
         "quantize_model",
@@ -190,6 +207,7 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
     Raises ValueError for a bad or missing model file, RuntimeError for a record that does not
     parse, does not fit the model or belongs to an unfinished calibration (with the layer and the
     batches it has seen and needs), and OSError for a folder that cannot be written.
+    `quantize_model` has an example.
     """
     check_file_name(modfied_onnx_file, "modfied_onnx_file")
     check_file_name(record_file, "record_file")

@@ -49,9 +49,11 @@ def create_quant_retrain_config(
             .yml or .json, of the same structure) to make it from.
         opset_version: the ONNX opset to trace with, 11 to 23.
 
-    Raises TypeError or ValueError for arguments that do not fit and for a model without a layer
-    that can be quantized, RuntimeError for a model that cannot be captured or was processed
-    already, OSError for a file that cannot be written.
+    Raises TypeError or ValueError for arguments that do not fit, for a model without a layer that
+    can be quantized and for a wrong simplified configuration (ParseError of
+    google.protobuf.text_format for protobuf text that does not parse), RuntimeError for a model
+    that cannot be captured or was processed already, OSError for a file that cannot be read or
+    written.
 
     Example::
 
@@ -63,6 +65,8 @@ def create_quant_retrain_config(
         config_defination=(config_defination, str, None),
     )
     check_file_name(config_file, "config_file")
+    if config_defination is not None:
+        check_distinct(config_file=config_file, config_defination=config_defination)
     check_writable(config_file)
     _check_not_wrapped(model)
     options = ExportOptions(opset_version=opset_version)
@@ -146,6 +150,13 @@ def restore_quant_retrain_model(
     accepted, and so are checkpoints of the Ascend toolkit (layers/checkpoint_names.py).
     Raises KeyError for a missing `state_dict_name`, RuntimeError for names or shapes that do not
     fit the model, FileNotFoundError for a missing file.
+
+    Example::
+
+        torch.save({"model": model.state_dict()}, "checkpoint.pth")
+        model = amct.restore_quant_retrain_model(
+            "retrain.json", float_model, "record.txt", batch, "checkpoint.pth", "model"
+        )
     """
     check_types(
         "restore_quant_retrain_model",
@@ -200,6 +211,10 @@ def save_quant_retrain_model(
     Raises RuntimeError for a model without trained layers, layers that have seen fewer batches
     than `batch_num` (named, with both numbers), a configuration other than the model's, and
     weights that are not finite; OSError for a folder that cannot be written.
+
+    Example::
+
+        amct.save_quant_retrain_model("retrain.json", model, "record.txt", "results/net", batch)
     """
     check_types(
         "save_quant_retrain_model",

@@ -189,6 +189,26 @@ def test_a_simplified_configuration_is_refused(text, error, message):
     assert Path("config.json").read_text() == "mine"
 
 
+def test_a_mistake_of_the_common_section_is_reported_once():
+    names = 'quant_layers: ["k_proj", "v_proj"]'
+    wrong = "calibration_config { hfmg_quantize { num_of_bins: 1 } }"
+    with pytest.raises(ValueError, match="num_of_bins: expected 1024") as caught:
+        from_text(f"kv_cache_quant_config {{ {names} {wrong} }}")
+    assert str(caught.value).count("num_of_bins") == 1
+
+
+@pytest.mark.parametrize("name", ["batch_num", "version"])
+def test_a_layer_with_the_name_of_a_global_key_is_refused(name):
+    model = nn.ModuleDict({name: nn.Linear(8, 4)})
+    Path("cali.cfg").write_text(f'kv_cache_quant_config {{ quant_layers: "{name}" }}')
+    for arguments in (
+        {"quant_layers": {"kv_cache_quant_layers": [name]}},
+        {"config_defination": "cali.cfg"},
+    ):
+        with pytest.raises(ValueError, match=f"{name}: this layer has the name of a global key"):
+            amct.create_quant_cali_config("config.json", model, **arguments)
+
+
 def test_the_definition_is_not_written_over():
     text = 'kv_cache_quant_config { quant_layers: "k_proj" }'
     Path("cali.cfg").write_text(text)

@@ -183,6 +183,7 @@ def test_it_has_no_state_of_its_own_in_the_models_state():
         ({"asymmetric": 1}, TypeError, "asymmetric: expected true or false, got 1"),
         ({"quant_granularity": 1}, TypeError, 'expected "per_tensor" or "per_channel", got 1'),
         ({"quant_granularity": "1"}, RuntimeError, '"per_tensor" or "per_channel", got "1"'),
+        ({1: 2}, RuntimeError, "expected a string for a key, got 1"),
         ({"num_bits": 4}, RuntimeError, "num_bits: expected 8, got 4"),
         ({"max_percentile": 0.5}, RuntimeError, "max_percentile: expected a number above 0.5"),
         ({"min_percentile": 2.0}, RuntimeError, "min_percentile: expected a number above 0.5"),

@@ -211,6 +211,13 @@ def test_progress_is_read_from_the_top(read):
     assert read(text).progress == {"a": (0, 2)}
 
 
+def test_progress_of_thousands_of_digits_is_a_comment_by_hand(read):
+    text = (
+        f'# calibration: "a" has seen 1 of {"9" * 5000} batches\nrecord {{ key: "a" value {{ }} }}'
+    )
+    assert read(text).progress == {}
+
+
 def test_progress_below_a_record_is_a_comment_like_others(read):
     text = 'record { key: "a" value {} }\n# calibration: "a" has seen 0 of 2 batches\n'
     assert read(text).progress == {}
@@ -283,7 +290,7 @@ def test_reading_refuses(read, text, message):
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "record.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(RuntimeError, match=r"record\.txt: not a text file in UTF-8"):
+    with pytest.raises(RuntimeError, match=r"record\.txt: expected UTF-8 text"):
         Records.load(str(tmp_path / "record.txt"))
 
 

@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from ..files import read_text
 from .problems import Problem, fail, shown
+
+TOO_DEEP = "expected a few objects and lists inside each other, got too many to read"
 
 
 def read_object(path: str) -> dict[str, Any]:
@@ -17,21 +20,24 @@ def read_object(path: str) -> dict[str, Any]:
 
     Raises FileNotFoundError, IsADirectoryError (an empty path too) or another OSError;
     json.JSONDecodeError, with the file name, for a syntax error; ValueError for a key that appears
-    twice in one object and for text that is not UTF-8; TypeError if the file holds no object.
+    twice in one object, text that is not UTF-8, objects inside each other too deep to read and a
+    number too long; TypeError if the file holds no object.
     """
     if not path or os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "expected a configuration file, got a folder", path)
-    with open(path, "rb") as file:
-        content = file.read()
+    text = read_text(path)
     try:
-        document = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_Object)
+        document = json.loads(text, object_pairs_hook=_Object)
+        problems = list(_repeated_keys((), document))
     except json.JSONDecodeError as error:
         raise json.JSONDecodeError(f"{path}: {error.msg}", error.doc, error.pos) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: {TOO_DEEP}") from None
+    except ValueError as error:  # Python reads no integer of thousands of digits
+        raise ValueError(f"{path}: expected numbers of a sensible length ({error})") from None
     if not isinstance(document, dict):
         raise TypeError(f"{path}: expected an object, got {shown(document)}")
-    if problems := list(_repeated_keys((), document)):
+    if problems:
         fail(path, problems)
     return document
 

@@ -10,7 +10,7 @@ from ..suggest import did_you_mean
 from .document import ModelConfig
 from .json_file import read_object
 from .kv_layer import KEYS, KVLayerConfig
-from .names import why_not_layer, why_repeated
+from .names import check_no_global_key, why_not_layer, why_repeated
 from .problems import shown
 
 QUANT_LAYERS = "kv_cache_quant_layers"  # the one key of the argument quant_layers
@@ -29,7 +29,8 @@ class KVCacheConfig(ModelConfig[KVLayerConfig]):
         """The default configuration of `{"kv_cache_quant_layers": [names]}`.
 
         Raises TypeError for another key or no dictionary, RuntimeError where no layer is named,
-        ValueError for a list that is none, and for a name that is unknown, repeated or no Linear.
+        ValueError for a list that is none, and for a name that is unknown, repeated, of no Linear
+        or a global key.
 
         >>> from amct_pytorch.graph import Layer
         >>> facts = ModelFacts({"k": Layer("k", "Linear", None)}, {"k": "Linear"}, {}, ("Linear",))
@@ -37,6 +38,7 @@ class KVCacheConfig(ModelConfig[KVLayerConfig]):
         False
         """
         names = _checked_names(quant_layers, facts)
+        check_no_global_key("create_quant_cali_config", names, cls.global_keys())
         document: dict[str, Any] = {name: {} for name in facts.layers if name in names}
         return cls.from_document(document, facts, "create_quant_cali_config")
 

@@ -8,9 +8,11 @@ from typing import Generic, TypeVar
 
 from ..capability import BY_KIND, KINDS, Capability
 from ..graph import Layer
+from .fields import Strict
 from .problems import Problem, shown
 
 ConfigT = TypeVar("ConfigT")  # of one layer
+PartedT = TypeVar("PartedT", bound=Strict)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Refusal(Generic[ConfigT]):
 
 
 Limits = Callable[[ConfigT, Layer], Iterator[Refusal[ConfigT]]]  # all that a layer cannot have
+
+
+def with_part(config: PartedT, part: str, **changes: object) -> PartedT:
+    """`config` with other values in its object `part`."""
+    changed = getattr(config, part).model_copy(update=changes)
+    return config.model_copy(update={part: changed})
 
 
 def types_that(can: Callable[[Capability], bool]) -> str:

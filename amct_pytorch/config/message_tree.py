@@ -79,7 +79,8 @@ def _problem(field: Any, value: object, location: Location) -> Problem | None:
     if field.enum_type is not None:
         names = field.enum_type.values_by_name
         expected = " or ".join(f'"{name}"' for name in names)
-        fits, right = isinstance(value, str), value in names
+        fits = isinstance(value, str)
+        right = fits and value in names  # what is no string need not have a hash
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
     elif field.cpp_type == field.CPPTYPE_STRING:
         expected, fits, right = "a string", isinstance(value, str), True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ..capability import BY_KIND
 from ..graph import ModelFacts
@@ -22,11 +22,16 @@ def quantizable_layers(source: str, facts: ModelFacts, global_keys: Collection[s
         lines = "\n".join(why) or f"it has no module of the types {', '.join(facts.kinds)}"
         text = "No supported layers: the model has no layer that can be quantized"
         raise ValueError(f"{source}: {text}:\n{lines}")
+    check_no_global_key(source, names, global_keys)
+    return names
+
+
+def check_no_global_key(source: str, names: Iterable[str], global_keys: Collection[str]) -> None:
+    """Raises ValueError if a layer that a generated configuration lists has such a name."""
     for name in names:
         if name in global_keys:
             text = "this layer has the name of a global key of the configuration; rename the module"
             raise ValueError(f"{source}: {name}: {text}")
-    return names
 
 
 def check_not_all(source: str, names: Collection[str], skipped: Collection[str]) -> None:

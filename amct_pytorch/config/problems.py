@@ -114,6 +114,8 @@ def _expected_value(details: ErrorDetails, context: Mapping[str, Any]) -> str:
             return str(context["expected"]).replace("'", '"')
         case "finite_number":
             return "a finite number"
+        case "invalid_key":
+            return "a string for a key"
         case _:
             return details["msg"]
 

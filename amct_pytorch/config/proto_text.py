@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from ..files import read_text
 from ..float32 import shortest
 from ..suggest import did_you_mean
 from .messages import message_class
@@ -19,13 +20,10 @@ def parse(path: str, stem: str, name: str) -> Any:
     google.protobuf.text_format, with file and line, for text that does not parse, an unknown field,
     a field twice or a required one missing.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    text = read_text(path, text_format.ParseError)
     message = message_class(stem, name)()
     try:
-        text_format.Parse(content.decode("utf-8-sig"), message)
-    except UnicodeDecodeError as error:
-        raise text_format.ParseError(f"{path}: expected UTF-8 text ({error})") from None
+        text_format.Parse(text, message)
     except text_format.ParseError as error:
         line, reason = error.GetLine() or 1, str(error).partition(" : ")[2] or str(error)
         hint = _closest_field(reason, message.DESCRIPTOR.file)

@@ -14,6 +14,7 @@ from .limits import (
     why_not_int4,
     why_not_int16,
     why_not_packed,
+    with_part,
 )
 
 _ACT, _WTS = "activation_quant_params", "weight_quant_params"
@@ -34,14 +35,14 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
         found = config.dmq_balancer_param
         yield Refusal(("dmq_balancer_param",), found, "none", reason, without)
     if activation.num_bits == 16 and (reason := why_not_int16(layer)):
-        without = _with(config, _ACT, num_bits=8)
+        without = with_part(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 16, "4 or 8", reason, without)
     if activation.num_bits == 4 and (reason := why_not_int4(layer)):
-        without = _with(config, _ACT, num_bits=8)
+        without = with_part(config, _ACT, num_bits=8)
         yield Refusal((_ACT, "num_bits"), 4, "8 or 16", reason, without)
     if activation.asymmetric and not can.asymmetric:
         reason = f"activations of {layer.kind} are symmetric"
-        without = _with(config, _ACT, asymmetric=False)
+        without = with_part(config, _ACT, asymmetric=False)
         yield Refusal((_ACT, "asymmetric"), True, "false", reason, without)
     if isinstance(weight, AdaConfig) and not can.ada:
         reason = f"AdaRound is for {types_that(lambda c: c.ada)}, not {layer.kind}"
@@ -49,18 +50,13 @@ def refusals(config: LayerConfig, layer: Layer) -> Iterator[Refusal[LayerConfig]
         without = config.model_copy(update={_WTS: arq})
         yield Refusal((_WTS, "wts_algo"), weight.wts_algo, '"arq_quantize"', reason, without)
     elif weight.channel_wise and (reason := why_not_channel_wise(layer)):
-        without = _with(config, _WTS, channel_wise=False)
+        without = with_part(config, _WTS, channel_wise=False)
         yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
     if weight.num_bits in (6, 7) and not can.six_seven_bits:
         types = types_that(lambda c: c.six_seven_bits)
         reason = f"6- and 7-bit weights are for {types}, not {layer.kind}"
-        without = _with(config, _WTS, num_bits=8)
+        without = with_part(config, _WTS, num_bits=8)
         yield Refusal((_WTS, "num_bits"), weight.num_bits, "8", reason, without)
     if weight.num_bits == 4 and (reason := why_not_packed(layer)):
-        without = _with(config, _WTS, num_bits=8)
+        without = with_part(config, _WTS, num_bits=8)
         yield Refusal((_WTS, "num_bits"), 4, "8", reason, without, packing=True)
-
-
-def _with(config: LayerConfig, part: str, **changes: object) -> LayerConfig:
-    changed = getattr(config, part).model_copy(update=changes)
-    return config.model_copy(update={part: changed})

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..float32 import shortest
 from ..graph import Layer
+from .activation_message import pair_field, read_algorithm
 from .layer import KEYS, LayerConfig
 from .limits import Refusal
 from .problems import Problem
@@ -45,8 +46,12 @@ class CalibrationSection(Section[LayerConfig]):
         """The configuration of `layer`; raises ValidationError for a value that is wrong."""
         entry: dict[str, Any] = {"quant_enable": True}
         if algorithm := self.message.WhichOneof("acts_quant_algo"):
-            read = _ifmr if algorithm == "ifmr_quantize" else _hfmg
-            entry["activation_quant_params"] = read(getattr(self.message, algorithm))
+            fields = getattr(self.message, algorithm)
+            entry["activation_quant_params"] = {
+                **read_algorithm(algorithm, fields),
+                "num_bits": {fields.INT8: 8, fields.INT16: 16}[fields.dst_type],
+                **if_set(fields, "asymmetric"),
+            }
         if algorithm := self.message.WhichOneof("wts_quant_algo"):
             read = _arq if algorithm == "arq_quantize" else _ada
             entry["weight_quant_params"] = read(getattr(self.message, algorithm))
@@ -65,39 +70,18 @@ class CalibrationSection(Section[LayerConfig]):
         """`problem` of a layer's JSON object, at the field that it comes from."""
         part, *keys = problem.location
         algorithm = self.message.WhichOneof(_ONEOFS[str(part)])
-        index = int(keys[1]) if len(keys) > 1 else 0
         match keys[0] if keys else part:
             case "dmq_balancer_param":
                 fields = ["migration_strength"]
             case "num_bits":
                 fields = ["quant_bits" if part == "weight_quant_params" else "dst_type"]
             case "search_range" | "beta_range" as pair:
-                fields = [f"{pair}_{('start', 'end')[index]}"]
+                fields = [pair_field(pair, tuple(keys[1:]))]
             case "wts_algo":
                 fields = []
             case key:
                 fields = [str(key)]
         return replace(problem, location=(*self.location, algorithm, *fields))
-
-
-def _ifmr(message: Any) -> dict[str, Any]:
-    return {
-        "act_algo": "ifmr",
-        "max_percentile": decimal(message.max_percentile),
-        "min_percentile": decimal(message.min_percentile),
-        "search_range": shortest([message.search_range_start, message.search_range_end]),
-        "search_step": decimal(message.search_step),
-        **_activation(message),
-    }
-
-
-def _hfmg(message: Any) -> dict[str, Any]:
-    return {"act_algo": "hfmg", "num_of_bins": message.num_of_bins, **_activation(message)}
-
-
-def _activation(message: Any) -> dict[str, Any]:
-    bits = {message.INT8: 8, message.INT16: 16}[message.dst_type]
-    return {"num_bits": bits, **if_set(message, "asymmetric")}
 
 
 def _arq(message: Any) -> dict[str, Any]:

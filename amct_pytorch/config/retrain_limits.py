@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from ..capability import BY_KIND
 from ..graph import Layer
-from .limits import Refusal, why_not_channel_wise, why_not_int4, why_not_int16, why_not_packed
+from .limits import (
+    Refusal,
+    why_not_channel_wise,
+    why_not_int4,
+    why_not_int16,
+    why_not_packed,
+    with_part,
+)
 from .problems import shown
 from .retrain_layer import RetrainLayerConfig
 
@@ -21,33 +28,28 @@ def refusals(config: RetrainLayerConfig, layer: Layer) -> Iterator[Refusal[Retra
 
     if BY_KIND[layer.kind].recurrent and "INT4" in (data.dst_type, weight.dst_type):
         part = _ACT if data.dst_type == "INT4" else _WTS
-        without = _with(_with(config, _ACT, dst_type="INT8"), _WTS, dst_type="INT8")
+        without = with_part(with_part(config, _ACT, dst_type="INT8"), _WTS, dst_type="INT8")
         reason = f"training of {layer.kind} is for 8-bit weights and no 4-bit activations"
         yield Refusal((part, "dst_type"), "INT4", '"INT8"', reason, without)
         return
     if data.num_bits == 16 and (reason := why_not_int16(layer)):
-        without = _with(config, _ACT, dst_type="INT8")
+        without = with_part(config, _ACT, dst_type="INT8")
         yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
     if data.num_bits == 4 and (reason := why_not_int4(layer)):
-        without = _with(config, _ACT, dst_type="INT8")
+        without = with_part(config, _ACT, dst_type="INT8")
         yield Refusal((_ACT, "dst_type"), data.dst_type, '"INT8"', reason, without)
     has_weights = BY_KIND[layer.kind].weights
     if weight.channel_wise and (reason := why_not_channel_wise(layer)):
         reason = reason if has_weights else f"{layer.kind} has no weights"
-        without = _with(config, _WTS, channel_wise=False)
+        without = with_part(config, _WTS, channel_wise=False)
         yield Refusal((_WTS, "channel_wise"), True, "false", reason, without)
     if not has_weights:
         return  # what else is said of them has no effect
     if weight.num_bits == 4 and (reason := why_not_packed(layer)):
-        without = _with(config, _WTS, dst_type="INT8")
+        without = with_part(config, _WTS, dst_type="INT8")
         yield Refusal((_WTS, "dst_type"), "INT4", '"INT8"', reason, without, packing=True)
     if data.dst_type not in (beside := _BESIDE[weight.dst_type]):
         reason = f"activations are {' or '.join(beside)} beside {weight.dst_type} weights"
-        without = _with(config, _ACT, dst_type="INT8")
+        without = with_part(config, _ACT, dst_type="INT8")
         allowed = " or ".join(map(shown, beside))
         yield Refusal((_ACT, "dst_type"), data.dst_type, allowed, reason, without)
-
-
-def _with(config: RetrainLayerConfig, part: str, **changes: object) -> RetrainLayerConfig:
-    changed = getattr(config, part).model_copy(update=changes)
-    return config.model_copy(update={part: changed})

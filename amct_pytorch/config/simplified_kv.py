@@ -11,7 +11,7 @@ from typing import Any
 from ..graph import ModelFacts
 from .kv_cache import KVCacheConfig
 from .kv_section import KVSection
-from .names import why_not_layer, why_repeated
+from .names import check_no_global_key, why_not_layer, why_repeated
 from .problems import Problem, fail_at_first
 from .simplified_file import read_message
 
@@ -22,7 +22,8 @@ def load_simplified_kv(path: str, facts: ModelFacts) -> KVCacheConfig:
     """The configuration that the file `path`, read by `read_message`, stands for.
 
     Raises what `read_message` does for a file that does not parse; ValueError for a wrong value and
-    a name that is unknown, repeated or no Linear; RuntimeError if no layer is named.
+    a name that is unknown, repeated, of no Linear or a global key; RuntimeError if no layer is
+    named.
 
     >>> import tempfile
     >>> from amct_pytorch.graph import Layer
@@ -40,14 +41,17 @@ def load_simplified_kv(path: str, facts: ModelFacts) -> KVCacheConfig:
     common = message.kv_cache_quant_config
     section = KVSection((_COMMON, "calibration_config"), common.calibration_config)
     sections = dict.fromkeys(common.quant_layers, section)
+    overrides = {}
     for index, item in enumerate(message.override_layers_configs):
         location = (_OVERRIDES, index, "kv_data_quant_config")
-        sections[item.layer_name] = KVSection(location, item.kv_data_quant_config)
+        overrides[item.layer_name] = KVSection(location, item.kv_data_quant_config)
+    sections.update(overrides)
     fail_at_first(
         path,
         _name_problems(message, facts),
-        (problem for s in (section, *sections.values()) for problem in s.problems()),
+        (problem for s in (section, *overrides.values()) for problem in s.problems()),
     )
+    check_no_global_key(path, sections, KVCacheConfig.global_keys())
     document: dict[str, Any] = {
         "batch_num": message.batch_num,
         "activation_offset": message.activation_offset,

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from ..files import read_text
+from .json_file import TOO_DEEP
 from .problems import Location, Problem, fail
 
 
@@ -19,27 +21,31 @@ def read_yaml(path: str) -> tuple[Any, dict[Location, int]]:
 
     Raises FileNotFoundError or another OSError if the file cannot be read; ValueError, with file
     and line, for text that is not UTF-8 or not YAML, a key twice in one object, and a value that
-    JSON has none for, like a date or an object inside itself.
+    JSON has none for, like a tagged one or an object inside itself; ValueError for objects inside
+    each other too deep to read and for aliases that stand for more than a million values.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    text = read_text(path)
+    reader = _Reader()
     try:
-        root = yaml.compose(content.decode("utf-8-sig"), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text ({error})") from None
+        root = yaml.compose(text, Loader=_Loader)
+        value = {} if root is None else reader.value(root, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else path
         raise ValueError(f"{place}: expected YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML: {error}") from None
-    reader = _Reader()
-    value = None if root is None else reader.value(root, ())
+    except RecursionError:
+        raise ValueError(f"{path}: {TOO_DEEP}") from None
+    except _TooManyError:
+        text = f"expected at most {_MOST_VALUES} values, got more, by aliases of aliases"
+        raise ValueError(f"{path}: {text}") from None
     if reader.problems:
         fail(path, reader.problems)
     return {} if value is None else value, reader.lines
 
 
+_MOST_VALUES = 1_000_000
 _TAG = "tag:yaml.org,2002:"
 # Tag of a plain value -> how it is written, its first characters, how it is read.
 _PLAIN: dict[str, tuple[str, list[str], Callable[[str], object]]] = {
@@ -64,6 +70,10 @@ for _tag, (_pattern, _first, _) in _PLAIN.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), _first)
 
 
+class _TooManyError(Exception):
+    """Aliases stand for more values than could be read in a reasonable time."""
+
+
 class _Reader:
     """Turns the nodes of a file into values; keeps where they were and what is wrong."""
 
@@ -73,6 +83,8 @@ class _Reader:
 
     def value(self, node: yaml.Node, location: Location, around: tuple[yaml.Node, ...] = ()) -> Any:
         self.lines.setdefault(location, node.start_mark.line + 1)
+        if len(self.lines) > _MOST_VALUES:
+            raise _TooManyError
         inside = (*around, node)
         if node in around:
             return self._refuse(location, "expected a value, got an alias of what is around it")
@@ -86,7 +98,10 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
             return node.value
         if node.tag in _PLAIN and re.fullmatch(_PLAIN[node.tag][0], node.value):
-            return _PLAIN[node.tag][2](node.value)
+            try:
+                return _PLAIN[node.tag][2](node.value)
+            except ValueError as error:  # Python reads no integer of thousands of digits
+                return self._refuse(location, f"expected a number of a sensible length ({error})")
         return self._refuse(location, f"expected a plain value, got one tagged {node.tag}")
 
     def _members(self, node: yaml.MappingNode, location: Location) -> Iterator[tuple[str, Any]]:

@@ -36,12 +36,12 @@ class Layer:
     kind: str  # a key of capability.BY_KIND
     reason: str | None  # why it stays float whatever the configuration says; None: quantizable
     has_bias: bool = False
-    bias_added: bool = False  # by a node of its own behind a MatMul
     groups: int = 1
     in_channels: int = 0  # 0 for AvgPool2d
     out_channels: int = 0  # of LSTM and GRU: the size of the hidden state
     input: str = ""  # the value in the graph that it reads; layers of one value share their input
     input_op: str = ""  # what computes that value, like "Relu"; empty for an input of the graph
+    bias_added: bool = False  # the bias, by a node of its own behind a MatMul
 
 
 @dataclass(frozen=True)

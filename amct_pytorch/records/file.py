@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from google.protobuf.text_encoding import CEscape
 
 from ..config.messages import message_class
-from ..files import write_files
+from ..files import read_text, write_files
 from ..float32 import shortest
 from ..suggest import did_you_mean
 from .checks import RecordTarget, check_record, mistake
@@ -26,7 +26,9 @@ from .diff import RecordsDiff, compare
 from .kv_cache import KVCacheRecord
 from .layer import FLOATS, LayerRecord
 
-_PROGRESS = re.compile(r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d+) of (\d+) batches')
+_PROGRESS = re.compile(
+    r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d{1,18}) of (\d{1,18}) batches'
+)
 # What the place of a record needs: strings and comments as wholes, braces, names.
 _TOKEN = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|#[^\n]*|[{}<>]|\w+""")
 _MOST_SHOWN = 200  # characters of a parser's message
@@ -71,12 +73,7 @@ class Records(Mapping[str, LayerRecord]):
         file, the line and the layer, if it does not parse or has no record, an entry without key
         or factors, a key twice, or a cache with unequal numbers of scales and offsets.
         """
-        with open(path, "rb") as file:
-            content = file.read()
-        try:
-            return cls.parse(content.decode("utf-8-sig"), path)
-        except UnicodeDecodeError as error:
-            raise RuntimeError(f"{path}: not a text file in UTF-8 ({error})") from None
+        return cls.parse(read_text(path, RuntimeError), path)
 
     @classmethod
     def parse(cls, text: str, source: str = "record") -> Records:

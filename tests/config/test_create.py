@@ -59,6 +59,14 @@ def test_a_missing_file_is_named(model, verb, name):
         verb("config.json", model, DATA, config_defination=name)
 
 
+@pytest.mark.parametrize("verb", VERBS, ids=["ptq", "qat"])
+def test_the_definition_is_not_written_over(folder, model, verb):
+    (folder / "q.yaml").write_text("batch_num: 2")
+    with pytest.raises(ValueError, match="config_defination: './q.yaml' is config_file"):
+        verb("q.yaml", model, DATA, config_defination="./q.yaml")
+    assert (folder / "q.yaml").read_text() == "batch_num: 2"
+
+
 def test_a_yaml_file_decides_over_the_arguments(folder, model, caplog):
     (folder / "q.yaml").write_text("batch_num: 3")
     amct.create_quant_config("config.json", model, DATA, ["0"], 5, config_defination="q.yaml")

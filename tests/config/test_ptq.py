@@ -643,6 +643,20 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
         QuantConfig.load(str(path), FACTS)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"batch_num":' + "9" * 5000 + "}", "expected numbers of a sensible length"),
+        ('{"conv2":' + "[" * 100_000, "expected a few objects and lists inside each other"),
+        ('{"conv2":' + "[" * 3000 + "]" * 3000 + "}", "expected a few objects and lists inside"),
+    ],
+    ids=["5000 digits", "too deep and cut off", "too deep"],
+)
+def test_what_python_cannot_read_is_refused_with_the_file(load, text, message):
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        load(text)
+
+
 def test_no_enabled_layer_is_refused(load):
     with pytest.raises(RuntimeError, match="expected at least one layer with quant_enable true"):
         load({"conv2": {"quant_enable": False}})

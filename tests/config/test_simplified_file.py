@@ -51,6 +51,10 @@ override_layer_configs:
   - layer_name: "0"
     calibration_config: {ada_quantize: {reg_param: 1e-3}}
 """
+# 11 lines that stand for 10 ** 10 words.
+LAUGHS = "a0: &a0 x\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 11)
+)
 JSON = json.dumps(yaml.safe_load(YAML.replace("1e-3", "0.001").replace("yes", '"yes"')))
 
 QAT_TEXT = """
@@ -279,6 +283,18 @@ REFUSED = {
         1,
         'common_config.ifmr_quantize.dst_type: expected "INT8" or "INT16", got "INT4"; did you',
     ),
+    "list for an enum": (
+        "fakequant_precision_mode: [1]",
+        TypeError,
+        1,
+        'fakequant_precision_mode: expected "FORCE_FP16_QUANT", got [1]',
+    ),
+    "object for an enum": (
+        "fakequant_precision_mode: {}",
+        TypeError,
+        1,
+        'fakequant_precision_mode: expected "FORCE_FP16_QUANT", got {}',
+    ),
     "number of an enum": (
         "common_config: {ifmr_quantize: {dst_type: 2}}",
         TypeError,
@@ -328,6 +344,9 @@ def test_all_mistakes_are_reported(read):
         ("batch_num: !!int x", "q.yaml:1: batch_num: expected a plain value, got one tagged tag:"),
         ("? [1]\n: 2", "q.yaml:1: expected a word before the colon, got a list or an object"),
         (b"batch_num: \xff", "q.yaml: expected UTF-8 text"),
+        ("batch_num: " + "9" * 5000, "q.yaml:1: batch_num: expected a number of a sensible length"),
+        ("[" * 3000, "q.yaml: expected a few objects and lists inside each other, got too many"),
+        (LAUGHS, "q.yaml: expected at most 1000000 values, got more, by aliases of aliases"),
         ("a: \x01", "q.yaml: expected YAML: "),
     ],
     ids=[
@@ -342,6 +361,9 @@ def test_all_mistakes_are_reported(read):
         "wrong tag",
         "list as key",
         "not UTF-8",
+        "5000 digits",
+        "too deep",
+        "aliases of aliases",
         "control character",
     ],
 )

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from ....layers.base import Processed
 from ....layers.channels import channels_first, channels_restored
 from ....layers.gradient import with_gradient_of
+from ....layers.integers import is_transposed
 from ....layers.learned_range import LearnedRange
 from ....layers.learned_weight import LearnedWeight, WeightOptions
 from ....layers.range_init import RangeOptions
@@ -154,7 +155,7 @@ class QATLayer(QuantizedForm, LearnedWeight):
         options = WeightOptions(
             channel_wise=self.CHANNEL_WISE if channel_wise is None else channel_wise,
             learned=settings.weights_retrain_algo == "ulq_retrain",
-            transposed=self.transposed_weight,
+            transposed=is_transposed(self),
             groups=getattr(self, "groups", 1),
             reciprocal=settings.s_rec_flag,
         )
@@ -163,11 +164,6 @@ class QATLayer(QuantizedForm, LearnedWeight):
         self.register_buffer("wts_scales_deploy", scales.clone())
         self.register_buffer("wts_offsets_deploy", torch.zeros_like(scales, dtype=torch.int8))
         self.to(self.weight.device)
-
-    @property
-    def transposed_weight(self) -> bool:
-        """Whether the weight has its input channels first."""
-        return isinstance(self, nn.ConvTranspose1d | nn.ConvTranspose2d)
 
     def check_options(self) -> None:
         """Raises for options of the layer that cannot be quantized."""
@@ -207,7 +203,7 @@ class QATLayer(QuantizedForm, LearnedWeight):
         scale, offset = self.wts_scales_deploy, self.wts_offsets_deploy
         if not self.wts_options.channel_wise:
             return quantize_dequantize(self.weight, scale, offset, None)
-        if not self.transposed_weight:
+        if not is_transposed(self):
             return quantize_dequantize(self.weight, scale, offset, 0)
         if groups == 1:
             return quantize_dequantize(self.weight, scale, offset, 1)
