@@ -252,3 +252,24 @@ def test_tensors_are_refused_and_do_not_count(algorithm, x, error, message):
 def test_a_layer_has_a_name():
     with pytest.raises(TypeError, match="layer_name: expected a name, got"):
         QuantCalibrationOp("record.txt")(POSITIVE, "k")
+
+
+class Cached(nn.Module):
+    def __init__(self, record_file):
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+        self.observe = amct.QuantCalibrationOp(record_file)
+
+    def forward(self, x):
+        return torch.relu(self.observe("k", self.proj(x)))
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_capture_is_no_batch(tmp_path, opset):
+    record, config = tmp_path / "kv.txt", tmp_path / "config.json"
+    model, x = Cached(str(record)).eval(), torch.randn(2, 4)
+    amct.create_quant_config(str(config), model, x, opset_version=opset)
+    assert config.exists()
+    assert not record.exists()
+    model(x)
+    assert list(Records.load(str(record)).kv_cache) == ["k"]

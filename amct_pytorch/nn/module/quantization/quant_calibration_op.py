@@ -77,8 +77,9 @@ class QuantCalibrationOp(nn.Module):
         self._unsaved: dict[str, KVCacheRecord] = {}  # more than one only if writing has failed
 
     def forward(self, layer_name: str, inputs: Tensor) -> Tensor:
-        """`inputs`, which are counted for `layer_name`."""
-        self._observe(layer_name, inputs)
+        """`inputs`, which are counted for `layer_name` unless an exporter runs the model."""
+        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            self._observe(layer_name, inputs)
         return inputs
 
     def extra_repr(self) -> str:
