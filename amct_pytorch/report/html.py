@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from . import text
-from .progress import progress_of
+from .chart import progress_of
 from .sensitivity import ranking_of
 
 TEMPLATE = "report.html.j2"

@@ -9,8 +9,8 @@ import zlib
 import pytest
 from report.documents import deep, digits, empty, nothing, trial
 
+from amct_pytorch.report.chart import progress_of
 from amct_pytorch.report.html import render
-from amct_pytorch.report.progress import progress_of
 from amct_pytorch.report.sensitivity import ranking_of
 from amct_pytorch.report.text import brief
 
