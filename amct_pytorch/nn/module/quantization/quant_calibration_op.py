@@ -78,7 +78,7 @@ class QuantCalibrationOp(nn.Module):
 
     def forward(self, layer_name: str, inputs: Tensor) -> Tensor:
         """`inputs`, which are counted for `layer_name` unless an exporter runs the model."""
-        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+        if not (torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()):
             self._observe(layer_name, inputs)
         return inputs
 
