@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -64,11 +64,22 @@ def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
     raise kind("\n".join(lines))
 
 
-def fail_at_first(source: str, *checks: Iterable[Problem]) -> None:
-    """Fails with what the first of `checks` finds; each may rely on those before it."""
+def fail_at_first(
+    source: str, *checks: Iterable[Problem], lines: Mapping[Location, int] | None = None
+) -> None:
+    """Fails with what the first of `checks` finds; each may rely on those before it.
+
+    `lines` are those of the places in the file, as far as they are known.
+    """
     for check in checks:
         if problems := list(check):
-            fail(source, problems)
+            fail(source, [replace(p, line=line_of(p.location, lines or {})) for p in problems])
+
+
+def line_of(location: Location, lines: Mapping[Location, int]) -> int | None:
+    """The line of a place; of what is around it if it is not in the file."""
+    places = (location[:end] for end in range(len(location), -1, -1))
+    return next((lines[place] for place in places if place in lines), None)
 
 
 def shown(value: object) -> str:

@@ -42,7 +42,7 @@ def load_simplified(path: str, facts: ModelFacts) -> QuantConfig:
     >>> config.batch_num, config.layers["conv"].weight_quant_params.num_bits
     (4, 6)
     """
-    message = read_message(path, "calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")
+    message, lines = read_message(path, "calibration_config_pytorch", "AMCTPytorchProto.AMCTConfig")
     sections = _sections(message)
     skips = Skips(message, ("skip_layers",), ("skip_layer_types",))
     fail_at_first(
@@ -50,6 +50,7 @@ def load_simplified(path: str, facts: ModelFacts) -> QuantConfig:
         (*override_problems(message, facts), *skips.problems(facts), *skips.repeated()),
         sections.value_problems(),
         sections.limit_problems(facts),
+        lines=lines,
     )
     document: dict[str, Any] = {key: getattr(message, key) for key in _GLOBALS}
     document["skip_fusion_layers"] = list(message.skip_fusion_layers)

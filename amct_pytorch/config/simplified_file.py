@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .json_file import read_object
 from .message_tree import fill_message
 from .messages import message_class
-from .problems import Location, Problem, fail
+from .problems import Location, fail_at_first
 from .proto_text import parse
 from .yaml_file import read_yaml
 
 
-def read_message(path: str, stem: str, name: str) -> Any:
-    """The file `path` as the message `name` of `proto/<stem>.proto`.
+def read_message(path: str, stem: str, name: str) -> tuple[Any, dict[Location, int]]:
+    """The file `path` as the message `name` of `proto/<stem>.proto`, and the lines of its fields.
 
     The suffix decides: .yaml and .yml are YAML, .json is JSON, all others are protobuf text. In
     YAML and JSON a message is an object with the names of its fields for keys, and the value of an
@@ -25,7 +24,7 @@ def read_message(path: str, stem: str, name: str) -> Any:
     parse, an unknown field, one twice or a required one missing, two fields of a oneof: ParseError
     of google.protobuf.text_format with file and line for protobuf text, ValueError with file and
     line for YAML, ValueError with the path inside the file for JSON (json.JSONDecodeError if it
-    does not parse). A value of a wrong type is a TypeError in YAML and JSON.
+    does not parse). A value of a wrong type is a TypeError in YAML and JSON. JSON has no lines.
     """
     lines: dict[Location, int] = {}
     match Path(path).suffix.lower():
@@ -36,13 +35,5 @@ def read_message(path: str, stem: str, name: str) -> Any:
         case _:
             return parse(path, stem, name)
     message = message_class(stem, name)()
-    problems = list(fill_message(message, tree))
-    if problems:
-        fail(path, [replace(problem, line=_line(problem, lines)) for problem in problems])
-    return message
-
-
-def _line(problem: Problem, lines: dict[Location, int]) -> int | None:
-    """The line of the problem; of what it is missing from if it is not in the file."""
-    places = (problem.location[:end] for end in range(len(problem.location), -1, -1))
-    return next((lines[place] for place in places if place in lines), None)
+    fail_at_first(path, fill_message(message, tree), lines=lines)
+    return message, lines

@@ -35,7 +35,7 @@ def load_simplified_kv(path: str, facts: ModelFacts) -> KVCacheConfig:
     >>> config.batch_num, list(config.layers)
     (4, ['k'])
     """
-    message = read_message(
+    message, lines = read_message(
         path, "quant_calibration_config_pytorch", "AMCTPytorchQuantCaliProto.AMCTQuantCaliConfig"
     )
     common = message.kv_cache_quant_config
@@ -50,6 +50,7 @@ def load_simplified_kv(path: str, facts: ModelFacts) -> KVCacheConfig:
         path,
         _name_problems(message, facts),
         (problem for s in (section, *overrides.values()) for problem in s.problems()),
+        lines=lines,
     )
     check_no_global_key(path, sections, KVCacheConfig.global_keys())
     document: dict[str, Any] = {

@@ -47,7 +47,9 @@ def load_simplified_retrain(path: str, facts: ModelFacts) -> RetrainConfig:
     >>> config.layers["conv"].retrain_weight_config.algo
     'ulq_retrain'
     """
-    message = read_message(path, "retrain_config_pytorch", "AMCTPytorchProto.AMCTRetrainConfig")
+    message, lines = read_message(
+        path, "retrain_config_pytorch", "AMCTPytorchProto.AMCTRetrainConfig"
+    )
     sections = Sections.read(message, RetrainSection((), message), _override, refusals)
     skips = Skips(
         message, ("skip_layers", "quant_skip_layers"), ("skip_layer_types", "quant_skip_types")
@@ -58,6 +60,7 @@ def load_simplified_retrain(path: str, facts: ModelFacts) -> RetrainConfig:
         (*override_problems(message, facts), *skips.problems(facts)),
         sections.value_problems(),
         sections.limit_problems(facts),
+        lines=lines,
     )
     for problem in skips.repeated():
         logger.warning("%s: %s: %s", path, problem.path, problem.text)

@@ -1,6 +1,7 @@
 """The simplified configuration: precedence, what is left out with a warning, what is refused."""
 
 import json
+import re
 import time
 
 import pytest
@@ -471,8 +472,9 @@ REFUSED = [
 def test_refused(load, text, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         load(text)
-    assert message in str(caught.value)
-    assert str(caught.value).startswith("quant.cfg: ")
+    without_lines = re.sub(r"^quant\.cfg:\d+:", "quant.cfg:", str(caught.value), flags=re.MULTILINE)
+    assert message in without_lines
+    assert without_lines.startswith("quant.cfg: ")
 
 
 @pytest.mark.parametrize(
@@ -493,11 +495,11 @@ def test_refused(load, text, message):
         ("common_config {", "quant.cfg:1: "),
         (
             'override_layer_types { layer_type: "Linear" }',
-            "quant.cfg: override_layer_types[0].calibration_config: required, found none",
+            "quant.cfg:1: override_layer_types[0].calibration_config: required, found none",
         ),
         (
             "override_layer_configs { calibration_config {} }",
-            "quant.cfg: override_layer_configs[0].layer_name: required, found none",
+            "quant.cfg:1: override_layer_configs[0].layer_name: required, found none",
         ),
     ],
     ids=[

@@ -84,7 +84,7 @@ def read(tmp_path, monkeypatch):
     def read(name, content, message=PTQ):
         data = content if isinstance(content, bytes) else content.encode()
         (tmp_path / name).write_bytes(data)
-        return read_message(name, *message)
+        return read_message(name, *message)[0]
 
     return read
 

@@ -1,5 +1,7 @@
 """The simplified configuration of QAT: precedence, what is left out, what is refused."""
 
+import re
+
 import pytest
 from google.protobuf.text_format import ParseError
 from model_facts import FACTS, NAMES
@@ -443,8 +445,11 @@ REFUSED = [
 def test_refused(load, text, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         load(text)
-    assert message in str(caught.value)
-    assert str(caught.value).startswith("retrain.cfg: ")
+    without_lines = re.sub(
+        r"^retrain\.cfg:\d+:", "retrain.cfg:", str(caught.value), flags=re.MULTILINE
+    )
+    assert message in without_lines
+    assert without_lines.startswith("retrain.cfg: ")
 
 
 def test_a_model_without_a_quantizable_layer_is_refused(load):
@@ -466,7 +471,7 @@ def test_a_model_without_a_quantizable_layer_is_refused(load):
         (ulq("fixed_mn: true"), '; did you mean "fixed_min"?'),
         (
             ulq("clip_max_min { clip_max: 1 }"),
-            "retrain.cfg: retrain_data_quant_config.ulq_quantize.clip_max_min.clip_min: required",
+            "retrain.cfg:1: retrain_data_quant_config.ulq_quantize.clip_max_min.clip_min: required",
         ),
         ("override_layer_configs {}", "override_layer_configs[0].layer_name: required, found none"),
     ],
