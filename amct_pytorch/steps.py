@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .capability import kind_of
 from .config.layer import AdaConfig, LayerConfig
@@ -168,7 +168,7 @@ def outside_inference_mode() -> Iterator[None]:
 def copy_model(model: nn.Module, required: bool = True) -> nn.Module:
     """A copy of the user's model; RuntimeError if it cannot be copied and `required`."""
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as error:
         if required:
             raise RuntimeError(
@@ -177,6 +177,31 @@ def copy_model(model: nn.Module, required: bool = True) -> nn.Module:
             ) from error
         logger.warning("the model cannot be copied (%s); it is traced itself", error)
         return model
+    _separate(copied, model)
+    return copied
+
+
+def _separate(copied: nn.Module, model: nn.Module) -> None:
+    """Gives `copied` tensors of its own where a `__deepcopy__` of the user's lets it share some."""
+    taken = {_address(t) for t in (*model.parameters(), *model.buffers())} - {0}
+    if not any(_address(t) in taken for t in (*copied.parameters(), *copied.buffers())):
+        return
+    own: dict[Tensor, Tensor] = {}  # by the shared one, which may be tied
+    for module in copied.modules():
+        for attribute in ("_parameters", "_buffers"):
+            tensors = dict(getattr(module, attribute))  # which the two may share as well
+            for name, tensor in tensors.items():
+                if tensor is not None and _address(tensor) in taken:
+                    tensors[name] = own.setdefault(tensor, copy.deepcopy(tensor))
+            setattr(module, attribute, tensors)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the values of a tensor are; 0 for one that has none, or not in one place."""
+    try:
+        return int(tensor.untyped_storage().data_ptr())
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def capture_model(

@@ -342,3 +342,18 @@ def test_shapes_that_onnx_infers_otherwise_are_no_users_matter(tmp_path, caplog)
         flow = ptq(tmp_path, model, [x], opset_version=18)
     assert not [record for record in caplog.records if record.name.startswith("onnx")]
     np.testing.assert_allclose(flow.run_fake_quant(x), model(x).numpy(), atol=0.05)
+
+
+class SharesWhenCopied(nn.Sequential):
+    """Its copies have layers of their own, with the parameters of the original."""
+
+    def __deepcopy__(self, memo):
+        return SharesWhenCopied(*(copy.copy(module) for module in self))
+
+
+def test_weights_that_a_copy_shares_are_untouched(tmp_path):
+    torch.manual_seed(0)
+    model = SharesWhenCopied(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ptq(tmp_path, model, [torch.randn(1, 3, 8, 8)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
