@@ -251,7 +251,7 @@ def test_values_that_are_not_finite_name_layer_and_batch(model, value):
 
 def test_float64_is_refused(model):
     run = calibrated(model).double()
-    with pytest.raises(TypeError, match=r"^k_proj: expected one of float32, .* got float64"):
+    with pytest.raises(TypeError, match=r"^k_proj: expected dtype float32 or .* got float64"):
         run(batches(1)[0].double())
 
 

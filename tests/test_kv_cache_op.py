@@ -228,7 +228,11 @@ def test_a_damaged_record_is_found_at_once():
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(2, dtype=torch.float64), TypeError, "k: expected one of .* got float64"),
+        (
+            torch.zeros(2, dtype=torch.float64),
+            TypeError,
+            "k: expected dtype float32 .* got float64",
+        ),
         ([1.0], TypeError, r"k: expected a torch\.Tensor, got list"),
         (torch.tensor([1.0, float("nan")]), RuntimeError, "k: batch 2 of 2: .*finite"),
         (torch.zeros(0, 2), RuntimeError, "k: batch 2 of 2: .*at least one element"),

@@ -47,7 +47,8 @@ def check_balanced(balanced: Collection[str], records: Records) -> None:
     for name in balanced:
         if name not in records or not records[name].tensor_balance_factor:
             raise RuntimeError(
-                f'{records.source}: layer "{name}": tensor_balance_factor: expected, for the '
-                "weights of the layer are balanced, found none; restore it (to leave the layer "
-                "float remove its other factors only), or calibrate again"
+                f'{records.source}: layer "{name}": tensor_balance_factor: expected one for each '
+                "input channel, as the modified model has balanced weights for this layer, found "
+                "none; restore it (to leave the layer float remove its other factors only), or "
+                "calibrate again"
             )

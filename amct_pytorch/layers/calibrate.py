@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..calibrators import HFMG, IFMR
+from ..config.kv_layer import HfmgParams, KVParams
+from ..config.layer import ActivationConfig, HfmgConfig
 from ..ops._checks import check_dtype
 from .base import AmctLayer
 
@@ -98,6 +100,23 @@ class CalibratedLayer(AmctLayer):
             self.calibration.left_float[self.name] = reason
         else:
             self.calibration.factors[self.name] = factors
+
+
+def new_calibrator(
+    settings: ActivationConfig | KVParams, num_bits: int, asymmetric: bool, axis: int | None = None
+) -> Calibrator:
+    """The calibrator that the configuration of an activation or of a KV cache asks for."""
+    if isinstance(settings, HfmgConfig | HfmgParams):
+        return HFMG(num_bits, asymmetric, settings.num_of_bins, axis)
+    return IFMR(
+        num_bits,
+        asymmetric,
+        settings.max_percentile,
+        settings.min_percentile,
+        settings.search_range,
+        settings.search_step,
+        axis,
+    )
 
 
 def check_activation(name: str, x: Tensor) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibrators import HFMG, IFMR
-from ..config.kv_layer import HfmgParams, KVParams
+from ..config.kv_layer import KVParams
+from ..ops._checks import check_dtype
 from ..records import KVCacheRecord
 from .base import AmctLayer
-from .calibrate import Calibration, Calibrator
+from .calibrate import Calibration, Calibrator, new_calibrator
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BITS = 8  # of a quantized cache
 _LEAST_SIGNAL = 0.5  # what scale 1 rounds to a code of its own
 
 
@@ -44,7 +44,8 @@ class KVObserver:
     ) -> None:
         self.name, self.batch_num, self.seen = name, batch_num, 0
         self._per_channel = per_channel
-        self._calibrator: Calibrator | None = _calibrator(params, asymmetric, per_channel)
+        axis = -1 if per_channel else None
+        self._calibrator: Calibrator | None = new_calibrator(params, BITS, asymmetric, axis)
 
     def observe(self, x: object) -> KVCacheRecord | None:
         """Counts the tensor; the factors if it was the last one needed.
@@ -72,12 +73,8 @@ class KVObserver:
         return KVCacheRecord(scale, offset)
 
     def _check(self, x: object) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{self.name}: expected a torch.Tensor, got {type(x).__name__}")
-        if x.dtype not in _DTYPES:
-            allowed = ", ".join(_name(dtype) for dtype in _DTYPES)
-            raise TypeError(f"{self.name}: expected one of {allowed}, got {_name(x.dtype)}")
-        if self._per_channel and x.dim() == 0:
+        check_dtype(self.name, x)
+        if self._per_channel and isinstance(x, Tensor) and x.dim() == 0:
             text = "expected at least one dimension to calibrate per channel, got a scalar"
             raise RuntimeError(f"{self._where()}: {text}")
 
@@ -126,21 +123,3 @@ class KVCalibratedLayer(AmctLayer):
             self.calibration.records[self.name] = record
         if self.calibration.observed is not None:
             self.calibration.observed()
-
-
-def _calibrator(params: KVParams, asymmetric: bool, per_channel: bool) -> Calibrator:
-    axis = -1 if per_channel else None
-    if isinstance(params, HfmgParams):
-        return HFMG(asymmetric=asymmetric, num_of_bins=params.num_of_bins, axis=axis)
-    return IFMR(
-        asymmetric=asymmetric,
-        max_percentile=params.max_percentile,
-        min_percentile=params.min_percentile,
-        search_range=params.search_range,
-        search_step=params.search_step,
-        axis=axis,
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..calibrators import HFMG, IFMR
 from ..capability import is_recurrent
-from ..config.layer import ActivationConfig, HfmgConfig, LayerConfig
+from ..config.layer import LayerConfig
 from ..files import Content, write_files
-from ..layers.calibrate import CalibratedLayer, Calibration, Calibrator
+from ..layers.calibrate import CalibratedLayer, Calibration, new_calibrator
 from ..layers.calibrate_recurrent import CalibratedRecurrent
 from ..layers.integers import to_half_precision
 from ..layers.replace import replace_module
@@ -106,12 +106,12 @@ def insert_calibration(
     calibration = Calibration(batch_num)
     for name, config in layers.items():
         module, settings = model.get_submodule(name), config.activation_quant_params
+        new = partial(new_calibrator, settings, settings.num_bits, settings.asymmetric)
         stand_in: CalibratedLayer
         if is_recurrent(module):
-            both = new_calibrator(settings), new_calibrator(settings)
-            stand_in = CalibratedRecurrent(name, module, *both, calibration)
+            stand_in = CalibratedRecurrent(name, module, new(), new(), calibration)
         else:
-            stand_in = CalibratedLayer(name, module, new_calibrator(settings), calibration)
+            stand_in = CalibratedLayer(name, module, new(), calibration)
         replace_module(model, module, stand_in)
     return calibration
 
@@ -129,17 +129,3 @@ def forget_record(model: nn.Module) -> None:
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "__self__", None), RecordKeeper):
                 del hooks[key]
-
-
-def new_calibrator(config: ActivationConfig) -> Calibrator:
-    """The calibrator that the configuration of a layer's activation asks for."""
-    if isinstance(config, HfmgConfig):
-        return HFMG(config.num_bits, asymmetric=config.asymmetric, num_of_bins=config.num_of_bins)
-    return IFMR(
-        config.num_bits,
-        asymmetric=config.asymmetric,
-        max_percentile=config.max_percentile,
-        min_percentile=config.min_percentile,
-        search_range=config.search_range,
-        search_step=config.search_step,
-    )

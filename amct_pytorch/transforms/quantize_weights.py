@@ -15,6 +15,7 @@ from ..graph.facts import ModelFacts, main_nodes
 from ..graph.lazy_array import LazyArray
 from ..graph.site import locate, replace_weight
 from ..layers.channels import channels_first, channels_restored
+from ..layers.integers import is_transposed
 from ..ops.ada_scale import ada_scale
 from ..ops.arq import arq
 from ..ops.fake_quantize import fake_quantize
@@ -50,7 +51,7 @@ def quantize_weights(
             records[name] = quantize_recurrent(name, module, kind, config, mode)
             continue
         check_values(name, {"weight": module.weight, "bias": module.bias})
-        scale = _quantize_weight(name, module, kind, config.weight_quant_params)
+        scale = _quantize_weight(name, module, config.weight_quant_params)
         records[name] = LayerRecord(
             scale_w=tuple(scale.tolist()),
             offset_w=(0,) * scale.numel(),
@@ -82,10 +83,8 @@ def write_weights(
         if BY_KIND[kind].recurrent:
             write_recurrent(capture, module, name, kind)
             continue
-        weight, site = (
-            LazyArray.of_tensor(module.weight),
-            locate(main_nodes(capture, name, kind)[0]),
-        )
+        weight = LazyArray.of_tensor(module.weight)
+        site = locate(main_nodes(capture, name, kind)[0])
         assert site.weight is not None
         if weight.dtype != site.weight.dtype:  # the user's model.half() after the capture
             weight = weight.astype(site.weight.dtype.type)
@@ -93,9 +92,9 @@ def write_weights(
 
 
 @torch.no_grad()
-def _quantize_weight(name: str, module: Any, kind: str, config: WeightConfig) -> Tensor:
+def _quantize_weight(name: str, module: Any, config: WeightConfig) -> Tensor:
     weight: Tensor = module.weight
-    transposed, groups = kind.startswith("ConvTranspose"), getattr(module, "groups", 1)
+    transposed, groups = is_transposed(module), getattr(module, "groups", 1)
     rows = channels_first(weight.detach(), transposed, groups)
     axis = 0 if config.channel_wise else None
     if isinstance(config, AdaConfig):
