@@ -61,7 +61,7 @@ def test_large_model_of_64_megabytes(tmp_path, monkeypatch):
     document = run_benchmark("large_model.py", ["--quick"], tmp_path, monkeypatch)
     steps = [step["step"] for step in document["steps"]]
     assert steps == ["create_quant_config", "quantize_model", "calibration", "save_model"]
-    assert max(step["copies"] for step in document["steps"]) < 4  # with what libraries hold
+    assert max(step["copies"] for step in document["steps"]) < 3.5  # with what libraries hold
     assert document["difference"] < 1e-5
 
 
