@@ -1,0 +1,82 @@
+// loops_common.h - what the loops of both devices share.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "layout.h"
+#include "quant_math.h"
+
+namespace amct {
+using half = c10::Half;
+using bfloat16 = c10::BFloat16;
+
+// The inputs of a loop; a plain array, for std::array does not work in device code.
+template <class In, int N>
+struct Inputs {
+  const In* p[N];
+  AMCT_HD const In* const& operator[](int k) const { return p[k]; }
+  AMCT_HD const In*& operator[](int k) { return p[k]; }
+};
+
+// Adds result k of K to a running total, of which the last M are maxima.
+template <int K, int M>
+AMCT_HD void accumulate(double& total, double value, int k) {
+  if (k < K - M)
+    total += value;
+  else
+    total = total < value ? value : total;
+}
+
+// Calls fn with a value of the C++ type of a floating tensor.
+template <class Fn>
+void dispatch_floating(const Tensor& x, const char* name, Fn&& fn) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return fn(float{});
+    case ScalarType::Half:
+      return fn(half{});
+    case ScalarType::BFloat16:
+      return fn(bfloat16{});
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16, got ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+// Calls fn with a value of the C++ type of a tensor of codes.
+template <class Fn>
+void dispatch_codes(const Tensor& q, const char* name, Fn&& fn) {
+  switch (q.scalar_type()) {
+    case ScalarType::Char:
+      return fn(int8_t{});
+    case ScalarType::Short:
+      return fn(int16_t{});
+    default:
+      STD_TORCH_CHECK(false, name, " must be int8 or int16, got ",
+                      torch::headeronly::toString(q.scalar_type()));
+  }
+}
+
+// What f returns for one element: void in a sum, the element of the result in a map_sum.
+template <int K, int N, class F>
+AMCT_HD float apply(const F& f, const decltype(f.channel(0))& channel, const float (&in)[N],
+                    double (&terms)[K]) {
+  if constexpr (std::is_void_v<decltype(f(channel, in, terms))>) {
+    f(channel, in, terms);
+    return 0.0f;
+  } else {
+    return f(channel, in, terms);
+  }
+}
+}  // namespace amct
