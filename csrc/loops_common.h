@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -20,6 +21,32 @@
 namespace amct {
 using half = c10::Half;
 using bfloat16 = c10::BFloat16;
+
+// Conversions of one element; bfloat16 in plain integer arithmetic, which becomes vectors.
+template <class T>
+AMCT_HD float widened(T v) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(v.x) << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+  } else {
+    return static_cast<float>(v);
+  }
+}
+
+// Rounds half to even; a bfloat16 NaN is the one that torch makes.
+template <class T>
+AMCT_HD T narrowed(float v) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return bfloat16(static_cast<unsigned short>(v == v ? rounded : 0x7fc0u), bfloat16::from_bits());
+  } else {
+    return static_cast<T>(v);
+  }
+}
 
 // The inputs of a loop; a plain array, for std::array does not work in device code.
 template <class In, int N>
