@@ -25,6 +25,7 @@
 namespace amct {
 
 constexpr int kLanes = 16;  // elements of a tile, and running sums
+constexpr int kLines = 4;   // runs that share their constants
 
 #define AMCT_ISA Baseline
 #define AMCT_ISA_LEVEL 1

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "layout.h"
@@ -56,6 +57,13 @@ struct Inputs {
   AMCT_HD const In*& operator[](int k) { return p[k]; }
 };
 
+// The inputs from element i on.
+template <class In, int N>
+AMCT_HD Inputs<In, N> advanced(Inputs<In, N> in, int64_t i) {
+  for (int k = 0; k < N; ++k) in[k] += i;
+  return in;
+}
+
 // Adds result k of K to a running total, of which the last M are maxima.
 template <int K, int M>
 AMCT_HD void accumulate(double& total, double value, int k) {
@@ -95,15 +103,21 @@ void dispatch_codes(const Tensor& q, const char* name, Fn&& fn) {
   }
 }
 
-// What f returns for one element: void in a sum, the element of the result in a map_sum.
+// Whether f is that of a map_sum: it returns an element of the result.
+template <int K, int N, class F>
+constexpr bool kMaps = !std::is_void_v<decltype(std::declval<F>()(
+    std::declval<F>().channel(0), std::declval<const float (&)[N]>(),
+    std::declval<double (&)[K]>()))>;
+
+// What f returns for one element, 0 in a sum.
 template <int K, int N, class F>
 AMCT_HD float apply(const F& f, const decltype(f.channel(0))& channel, const float (&in)[N],
                     double (&terms)[K]) {
-  if constexpr (std::is_void_v<decltype(f(channel, in, terms))>) {
+  if constexpr (kMaps<K, N, F>) {
+    return f(channel, in, terms);
+  } else {
     f(channel, in, terms);
     return 0.0f;
-  } else {
-    return f(channel, in, terms);
   }
 }
 }  // namespace amct

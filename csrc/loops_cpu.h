@@ -4,6 +4,7 @@
 // Others run as one line of memory, with the constants of every element of the line in a table.
 #pragma once
 #include <memory>
+#include <numeric>
 
 #include "cpu_isa.h"
 
@@ -33,6 +34,7 @@ template <class Channel>
 struct OneChannel {
   Channel channel;
   AMCT_HD const Channel& at(int64_t) const { return channel; }
+  OneChannel from(int64_t) const { return *this; }
 };
 
 // or of many: member k of element i is floats[k * stride + i].
@@ -49,58 +51,51 @@ struct ManyChannels {
     std::memcpy(&channel, members, sizeof channel);
     return channel;
   }
+  ManyChannels from(int64_t i) const { return {floats + i, stride}; }
 };
 
-// The constants of a line, one row of every channel of a group, for runs that start anywhere in
-// it: repeated where it is short, and with the first of them again at the end.
+// The constants of a line: one row of every channel of a group, several times if that is short, so
+// that a line is whole tiles.
 template <class F>
 class Table {
  public:
-  Table(const F& f, const Shape& s, int64_t group)
-      : line_(s.width() * s.inner), length_((kLeast + line_ - 1) / line_ * line_) {
+  using Constants = ManyChannels<ChannelOf<F>>;
+
+  Table(const F& f, const Shape& s, int64_t group) {
     constexpr int kMembers = Constants::kMembers;
-    floats_.reset(new float[static_cast<size_t>(kMembers * stride())]);
+    const int64_t line = s.width() * s.inner, whole = line * (kLanes / std::gcd(line, kLanes));
+    length_ = whole > kLong ? line : (kLong + whole - 1) / whole * whole;
+    tiles_.reset(new Tile[static_cast<size_t>(kMembers * tiles())]);
     for (int64_t c = 0; c < s.width(); ++c) {
       const auto channel = f.channel(group * s.width() + c);
       float members[kMembers];
       std::memcpy(members, &channel, sizeof channel);
-      for (int k = 0; k < kMembers; ++k)
-        std::fill_n(floats_.get() + k * stride() + c * s.inner, s.inner, members[k]);
+      for (int k = 0; k < kMembers; ++k) std::fill_n(member(k) + c * s.inner, s.inner, members[k]);
     }
-    for (int k = 0; k < kMembers; ++k) {
-      float* floats = floats_.get() + k * stride();
-      for (int64_t i = line_; i < stride(); ++i) floats[i] = floats[i - line_];
-    }
-  }
-
-  // How many of n elements from place i of the line can run at once: whole tiles.
-  int64_t run(int64_t i, int64_t n) const {
-    const int64_t rest = (length_ - i + kLanes - 1) / kLanes * kLanes;
-    return std::min(n, rest);
+    for (int k = 0; k < kMembers; ++k)  // to the end of the last tile
+      for (int64_t i = line; i < stride(); ++i) member(k)[i] = member(k)[i - line];
   }
 
   int64_t length() const { return length_; }
-
-  using Constants = ManyChannels<ChannelOf<F>>;
-  Constants from(int64_t i) const { return {floats_.get() + i, stride()}; }
+  Constants constants() const { return {member(0), stride()}; }
 
  private:
-  static constexpr int64_t kLeast = 1024;
-  int64_t stride() const { return length_ + kLanes; }
+  static constexpr int64_t kLong = 2048;
+  struct alignas(sizeof(float) * kLanes) Tile {
+    float lanes[kLanes];
+  };
 
-  int64_t line_, length_;
-  std::unique_ptr<float[]> floats_;
+  int64_t tiles() const { return length_ / kLanes + 1; }  // of a member
+  int64_t stride() const { return tiles() * kLanes; }
+  float* member(int k) const { return tiles_[static_cast<size_t>(k * tiles())].lanes; }
+
+  int64_t length_;
+  std::unique_ptr<Tile[]> tiles_;
 };
 
 inline bool in_table(const Shape& s) {
   if (s.channels == 1 || s.inner >= kLongRow) return false;
   return s.inner < kShortRow || (s.outer >= kRepeats && s.width() * s.inner <= kLargeTable);
-}
-
-template <class In, int N>
-Inputs<In, N> advanced(Inputs<In, N> in, int64_t i) {
-  for (int k = 0; k < N; ++k) in[k] += i;
-  return in;
 }
 
 template <class Out>
@@ -120,19 +115,22 @@ template <class In, int N, class Out, class F>
 void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F& f) {
   if (s.numel() == 0) return;
   const bool streamed = is_streamed<Out>(s.numel());
-  const auto run = [&](auto isa, const auto& constants, int64_t i, int64_t n, bool s) {
-    decltype(isa)::template map_run<N>(f, constants, advanced(in, i), out + i, n, s);
-  };
   with_isa([&](auto isa) {
+    const auto run = [&](const auto& constants, int64_t i, int64_t n) {
+      const auto part = [&](int64_t from, int64_t count, bool stream) {
+        decltype(isa)::template map_run<N>(f, constants.from(from), advanced(in, i + from),
+                                           out + i + from, count, stream);
+      };
+      const int64_t head = streamed ? std::min(n, unaligned(out + i)) : 0;
+      if (head > 0) part(0, head, false);
+      part(head, n - head, streamed);
+    };
     if (!in_table(s)) {
       torch::stable::parallel_for(0, s.numel(), kGrain, [&](int64_t begin, int64_t end) {
-        while (begin < end) {
-          const int64_t row = begin / s.inner, n = std::min(end, (row + 1) * s.inner) - begin;
-          const OneChannel<ChannelOf<F>> constants{f.channel(s.channel_of(row))};
-          const int64_t head = streamed ? std::min(n, unaligned(out + begin)) : 0;
-          if (head > 0) run(isa, constants, begin, head, false);
-          run(isa, constants, begin + head, n - head, streamed);
-          begin += n;
+        for (int64_t n; begin < end; begin += n) {
+          const int64_t row = begin / s.inner;
+          n = std::min(end, (row + 1) * s.inner) - begin;
+          run(OneChannel<ChannelOf<F>>{f.channel(s.channel_of(row))}, begin, n);
         }
       });
       return;
@@ -140,13 +138,19 @@ void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F
     const int64_t of_group = s.numel() / s.groups;
     for (int64_t group = 0; group < s.groups; ++group) {
       const Table<F> table(f, s, group);
-      const int64_t start = group * of_group;
       torch::stable::parallel_for(0, of_group, kGrain, [&](int64_t begin, int64_t end) {
-        int64_t place = begin % table.length();
-        for (int64_t n; begin < end; begin += n, place = (place + n) % table.length()) {
-          const int64_t head = streamed ? unaligned(out + start + begin) : 0;
-          n = head > 0 ? std::min(head, end - begin) : table.run(place, end - begin);
-          run(isa, table.from(place), start + begin, n, streamed && head == 0);
+        const int64_t line = table.length();
+        for (int64_t n; begin < end; begin += n) {
+          const int64_t place = begin % line, i = group * of_group + begin;
+          if (place == 0 && end - begin >= kLines * line) {
+            n = kLines * line;
+            decltype(isa)::template map_lines<N>(
+                f, table.constants(), advanced(in, i), out + i, line,
+                streamed && unaligned(out + i) == 0 && line % kLanes == 0);
+          } else {
+            n = std::min(end - begin, line - place);
+            run(table.constants().from(place), i, n);
+          }
         }
       });
     }
@@ -172,9 +176,9 @@ void map_sum_lines(const Shape s, const Inputs<In, N> in, Out* out, const F& f, 
         std::fill(totals.begin(), totals.end(), 0.0);
         for (int64_t l = from; l < std::min(from + lines, s.outer); ++l) {
           const int64_t i = (group * s.outer + l) * line;
-          decltype(isa)::template sum_line<K, M, N>(f, tables[static_cast<size_t>(group)].from(0),
-                                                    advanced(in, i), out == nullptr ? out : out + i,
-                                                    line, totals.data());
+          decltype(isa)::template sum_line<K, M, N>(
+              f, tables[static_cast<size_t>(group)].constants(), advanced(in, i),
+              kMaps<K, N, F> ? out + i : out, line, totals.data());
         }
         for (int k = 0; k < K; ++k)
           for (int64_t c = 0; c < s.width(); ++c)
@@ -202,7 +206,7 @@ void map_sum(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, con
   const int64_t jobs = s.outer * s.channels * per_row;
   std::vector<double> partial(static_cast<size_t>(jobs) * K);
   const int64_t grain = std::max<int64_t>(1, kGrain / std::min(kChunk, s.inner));
-  const bool streamed = out != nullptr && is_streamed<Out>(s.numel());
+  const bool streamed = kMaps<K, N, F> && is_streamed<Out>(s.numel());
   with_isa([&](auto isa) {
     torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
       for (int64_t job = first; job < last; ++job) {
@@ -212,7 +216,7 @@ void map_sum(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, con
         double lanes[K][kLanes] = {};
         decltype(isa)::template sum_run<K, M, N>(
             f, OneChannel<ChannelOf<F>>{f.channel(s.channel_of(row))}, advanced(in, begin),
-            out == nullptr ? out : out + begin, end - begin,
+            kMaps<K, N, F> ? out + begin : out, end - begin,
             streamed && unaligned(out + begin) == 0, lanes);
         for (int k = 0; k < K; ++k) {
           double total = 0;

@@ -21,6 +21,12 @@ struct AMCT_ISA {
                                  kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
       return;
     }
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      const __m512i wide = _mm512_maskz_cvtepu16_epi32(kAll, bits);
+      _mm512_storeu_ps(tile, _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, wide, 16)));
+      return;
+    }
 #elif AMCT_ISA_LEVEL == 3
     if constexpr (std::is_same_v<T, half>) {
       for (int j = 0; j < kLanes; j += 8)
@@ -40,6 +46,19 @@ struct AMCT_ISA {
       _mm256_storeu_si256(
           reinterpret_cast<__m256i*>(to),
           _mm512_maskz_cvtps_ph(kAll, _mm512_loadu_ps(tile), _MM_FROUND_TO_NEAREST_INT));
+      return;
+    }
+    if constexpr (std::is_same_v<T, bfloat16>) {  // as narrowed() does it
+      const __m512 values = _mm512_loadu_ps(tile);
+      const __m512i bits = _mm512_castps_si512(values), half_unit = _mm512_set1_epi32(0x7fff);
+      const __m512i odd =
+          _mm512_and_si512(_mm512_maskz_srli_epi32(kAll, bits, 16), _mm512_set1_epi32(1));
+      const __m512i rounded = _mm512_maskz_srli_epi32(
+          kAll, _mm512_add_epi32(_mm512_add_epi32(bits, half_unit), odd), 16);
+      const __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+      const __m512i result = _mm512_mask_set1_epi32(rounded, nan, 0x7fc0);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                          _mm512_maskz_cvtepi32_epi16(kAll, result));
       return;
     }
 #elif AMCT_ISA_LEVEL == 3
@@ -139,17 +158,22 @@ struct AMCT_ISA {
     }
   }
 
+  // Tile i of a run.
+  template <int N, class Constants, class In, class Out, class F>
+  AMCT_HD static void map_at(const F& f, const Constants& constants, int64_t i,
+                             const Inputs<In, N>& in, Out* out, bool streamed) {
+    float v[N][kLanes], y[kLanes];
+    for (int k = 0; k < N; ++k) load(in[k] + i, v[k]);
+    map_tile<N>(f, constants, i, v, y);
+    store(y, out + i, streamed);
+  }
+
   // out[i] = f(constants.at(i), in[0][i], ...). `streamed` asks for an aligned `out`.
   template <int N, class Constants, class In, class Out, class F>
   static void map_run(const F f, const Constants constants, const Inputs<In, N> in, Out* out,
                       int64_t n, bool streamed) {
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      float v[N][kLanes], y[kLanes];
-      for (int k = 0; k < N; ++k) load(in[k] + i, v[k]);
-      map_tile<N>(f, constants, i, v, y);
-      store(y, out + i, streamed);
-    }
+    for (; i + kLanes <= n; i += kLanes) map_at<N>(f, constants, i, in, out, streamed);
     if (streamed) end_streaming();
     if (i == n) return;
     float v[N][kLanes], y[kLanes];
@@ -158,61 +182,127 @@ struct AMCT_ISA {
     store_part(y, out + i, static_cast<int>(n - i));
   }
 
-  // Adds the terms of the first n lanes to totals[k * stride + j], j < kLanes.
-  template <int K, int M, int N, class Constants, class F>
-  AMCT_HD static void sum_tile(const F& f, const Constants& constants, int64_t i,
-                               const float (&in)[N][kLanes], float (&out)[kLanes], int n,
-                               double* totals, int64_t stride) {
+  // kLines runs of n elements, one behind the other, with the same constants: read once for all.
+  template <int N, class Constants, class In, class Out, class F>
+  static void map_lines(const F f, const Constants constants, const Inputs<In, N> in, Out* out,
+                        int64_t n, bool streamed) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+      for (int line = 0; line < kLines; ++line)
+        map_at<N>(f, constants, i, advanced(in, line * n), out + line * n, streamed);
+    if (streamed) end_streaming();
+    if (i == n) return;
+    for (int64_t line = 0; line < kLines; ++line)
+      map_run<N>(f, constants.from(i), advanced(in, line * n + i), out + line * n + i, n - i,
+                 false);
+  }
+
+  // What an instruction adds at once, said so that running sums stay in registers.
+#if AMCT_ISA_LEVEL == 4
+  typedef double Doubles __attribute__((vector_size(64)));
+#elif AMCT_ISA_LEVEL == 3
+  typedef double Doubles __attribute__((vector_size(32)));
+#else
+  typedef double Doubles __attribute__((vector_size(16)));
+#endif
+  static constexpr int kAtOnce = sizeof(Doubles) / sizeof(double);
+  template <int K>
+  using Sums = Doubles[K][kLanes / kAtOnce];
+
+  template <int K, int N, class Constants, class F>
+  AMCT_HD static void terms_of_tile(const F& f, const Constants& constants, int64_t i,
+                                    const float (&in)[N][kLanes], float (&out)[kLanes],
+                                    double (&terms)[K][kLanes]) {
 #pragma GCC unroll 1
-    for (int j = 0; j < n; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
       float v[N];
-      double terms[K];
+      double t[K];
       for (int k = 0; k < N; ++k) v[k] = in[k][j];
-      out[j] = apply<K, N>(f, constants.at(i + j), v, terms);
-      for (int k = 0; k < K; ++k) accumulate<K, M>(totals[k * stride + j], terms[k], k);
+      out[j] = apply<K, N>(f, constants.at(i + j), v, t);
+      for (int k = 0; k < K; ++k) terms[k][j] = t[k];
     }
   }
 
-  // Adds term k of element i to lanes[k][i % kLanes]. Writes `out`, unless it is null.
+  template <int K>
+  AMCT_HD static void load_sums(const double* from, int64_t stride, Sums<K>& sums) {
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 16
+      for (int p = 0; p < kLanes / kAtOnce; ++p)
+        std::memcpy(&sums[k][p], from + k * stride + p * kAtOnce, sizeof(Doubles));
+  }
+
+  template <int K>
+  AMCT_HD static void store_sums(const Sums<K>& sums, double* to, int64_t stride) {
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 16
+      for (int p = 0; p < kLanes / kAtOnce; ++p)
+        std::memcpy(to + k * stride + p * kAtOnce, &sums[k][p], sizeof(Doubles));
+  }
+
+  template <int K, int M>
+  AMCT_HD static void add_terms(const double (&terms)[K][kLanes], Sums<K>& sums) {
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 16
+      for (int p = 0; p < kLanes / kAtOnce; ++p) {
+        Doubles more;
+        std::memcpy(&more, terms[k] + p * kAtOnce, sizeof more);
+        sums[k][p] = k < K - M ? sums[k][p] + more : sums[k][p] < more ? more : sums[k][p];
+      }
+  }
+
+  // Adds the terms of a last tile, of n elements, to totals[k * stride + j].
+  template <int K, int M, int N, class Constants, class In, class Out, class F>
+  static void sum_part(const F& f, const Constants& constants, int64_t i, const Inputs<In, N>& in,
+                       Out* out, int n, double* totals, int64_t stride) {
+    float v[N][kLanes], y[kLanes];
+    double terms[K][kLanes];
+    for (int k = 0; k < N; ++k) load_part(in[k] + i, n, v[k]);
+    terms_of_tile<K, N>(f, constants, i, v, y, terms);
+    if constexpr (kMaps<K, N, F>) store_part(y, out + i, n);
+    for (int k = 0; k < K; ++k)
+      for (int j = 0; j < n; ++j) accumulate<K, M>(totals[k * stride + j], terms[k][j], k);
+  }
+
+  // Adds term k of element i to lanes[k][i % kLanes]. Writes `out` if f maps.
   template <int K, int M, int N, class Constants, class In, class Out, class F>
   static void sum_run(const F f, const Constants constants, const Inputs<In, N> in, Out* out,
                       int64_t n, bool streamed, double (&lanes)[K][kLanes]) {
-    double sums[K][kLanes];  // in registers
-    std::memcpy(sums, lanes, sizeof sums);
+    Sums<K> sums;
+    load_sums<K>(lanes[0], kLanes, sums);
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       float v[N][kLanes], y[kLanes];
+      double terms[K][kLanes];
       for (int k = 0; k < N; ++k) load(in[k] + i, v[k]);
-      sum_tile<K, M, N>(f, constants, i, v, y, kLanes, sums[0], kLanes);
-      if (out != nullptr) store(y, out + i, streamed);
+      terms_of_tile<K, N>(f, constants, i, v, y, terms);
+      add_terms<K, M>(terms, sums);
+      if constexpr (kMaps<K, N, F>) store(y, out + i, streamed);
     }
     if (streamed) end_streaming();
-    std::memcpy(lanes, sums, sizeof sums);
+    store_sums<K>(sums, lanes[0], kLanes);
     if (i < n)
       sum_part<K, M, N>(f, constants, i, in, out, static_cast<int>(n - i), lanes[0], kLanes);
   }
 
-  // Adds term k of element i to totals[k * n + i]. Writes `out`, unless it is null.
+  // Adds term k of element i to totals[k * n + i]. Writes `out` if f maps.
   template <int K, int M, int N, class Constants, class In, class Out, class F>
   static void sum_line(const F f, const Constants constants, const Inputs<In, N> in, Out* out,
                        int64_t n, double* totals) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       float v[N][kLanes], y[kLanes];
+      double terms[K][kLanes];
+      Sums<K> sums;
       for (int k = 0; k < N; ++k) load(in[k] + i, v[k]);
-      sum_tile<K, M, N>(f, constants, i, v, y, kLanes, totals + i, n);
-      if (out != nullptr) store(y, out + i, false);
+      terms_of_tile<K, N>(f, constants, i, v, y, terms);
+      load_sums<K>(totals + i, n, sums);
+      add_terms<K, M>(terms, sums);
+      store_sums<K>(sums, totals + i, n);
+      if constexpr (kMaps<K, N, F>) store(y, out + i, false);
     }
     if (i < n) sum_part<K, M, N>(f, constants, i, in, out, static_cast<int>(n - i), totals + i, n);
-  }
-
- private:
-  template <int K, int M, int N, class Constants, class In, class Out, class F>
-  static void sum_part(const F& f, const Constants& constants, int64_t i, const Inputs<In, N>& in,
-                       Out* out, int n, double* totals, int64_t stride) {
-    float v[N][kLanes], y[kLanes];
-    for (int k = 0; k < N; ++k) load_part(in[k] + i, n, v[k]);
-    sum_tile<K, M, N>(f, constants, i, v, y, n, totals, stride);
-    if (out != nullptr) store_part(y, out + i, n);
   }
 };
