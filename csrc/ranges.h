@@ -31,7 +31,7 @@ AMCT_HD float value_of_key(int32_t key) {
 
 constexpr int32_t kZeroKey = 0;  // order_key(0.0f), which lets a memory of zeros start a range
 
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
 
 // Extends [lo, hi] by n elements of one channel.
 inline AMCT_CLONES void extend_range(const float* x, int64_t n, int32_t& lo, int32_t& hi) {
@@ -98,6 +98,6 @@ void ranges(const Tensor&, const Shape s, const In* in, const F& f) {
 #endif
 }  // namespace amct
 
-#if defined(__CUDACC__)
+#if defined(USE_CUDA)
 #include "ranges_cuda.h"
 #endif

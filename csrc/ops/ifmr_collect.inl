@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "ifmr_sketch.h"
-#if defined(__CUDACC__)
+#if defined(USE_CUDA)
 #include "ifmr_collect_cuda.h"
 #else
 #include "ifmr_collect_cpu.h"
