@@ -21,7 +21,7 @@
 #include "../rows.h"
 #include "hfmg_bins.h"
 #include "hfmg_search.h"
-#if defined(__CUDACC__)
+#if defined(USE_CUDA)
 #include "hfmg_cuda.h"
 #endif
 
@@ -37,7 +37,11 @@ inline void check_num_of_bins(int64_t n) {
                                 std::to_string(n));
 }
 
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
+
+inline Rows histogram_rows(const Tensor& x, std::optional<int64_t> axis) {
+  return rows_of(x, axis);
+}
 
 // Smallest and largest value; false if one is not finite.
 inline AMCT_CLONES bool extend(const float* x, int64_t n, Extent& e) {
@@ -203,7 +207,7 @@ std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, co
                                        std::optional<int64_t> axis) {
   check_not_empty(x);
   const Histograms old = checked(ranges, counts);
-  const Rows rows = rows_of(x, axis);
+  const auto rows = histogram_rows(x, axis);
   STD_TORCH_CHECK(rows.count == old.rows(), "x must have ", old.rows(), " channels, got ",
                   rows.count);
   std::vector<Extent> now = extents(rows);
@@ -213,7 +217,7 @@ std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, co
   return new_histograms(now, sums);
 }
 
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
 
 std::tuple<Tensor, Tensor> hfmg_merge(const Tensor& ranges, const Tensor& counts,
                                       const Tensor& other_ranges, const Tensor& other_counts) {
@@ -296,7 +300,7 @@ std::tuple<Tensor, Tensor> hfmg(const Tensor& x, int64_t num_bits, bool asymmetr
 STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
   m.impl("hfmg", TORCH_BOX(&hfmg));
   m.impl("hfmg_update", TORCH_BOX(&hfmg_update));
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
   m.impl("hfmg_merge", TORCH_BOX(&hfmg_merge));
   m.impl("hfmg_search", TORCH_BOX(&hfmg_search));
 #endif

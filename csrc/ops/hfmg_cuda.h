@@ -1,83 +1,126 @@
 // hfmg_cuda.h - the ranges of rows and their histograms as kernels. Included by hfmg.inl.
+//
+// A block counts in tables of 32 bits in shared memory, as many as fit, so that its warps seldom
+// wait for each other, and adds them to the 64-bit counts. The host waits twice: for the ranges,
+// and for the counts.
 #pragma once
+#include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "../loops.h"
-#include "../rows.h"
+#include "../ranges.h"
 #include "hfmg_bins.h"
 
 namespace amct {
 namespace AMCT_DEVICE_NS {
-constexpr int64_t kPerBlock = 65536;  // values worth a block of their own
 
-// keys[row] holds the largest ~key and the largest key of a row, from zeros.
-__global__ void extents_kernel(const float* x, int64_t length, int64_t blocks, uint32_t* keys) {
-  const int64_t row = blockIdx.x / blocks, step = blocks * blockDim.x;
-  uint32_t lo = 0, hi = 0;
-  for (int64_t i = blockIdx.x % blocks * blockDim.x + threadIdx.x; i < length; i += step) {
-    const uint32_t key = sort_key(x[row * length + i]);
-    lo = max(lo, ~key);
-    hi = max(hi, key);
-  }
-  atomicMax(keys + 2 * row, lo);
-  atomicMax(keys + 2 * row + 1, hi);
+constexpr int kTableEntries = 8192;         // of all tables of a block, the most bins there are
+constexpr int64_t kCountedByBlock = 16384;  // values that pay for emptying the tables
+constexpr int64_t kExtentsOfLaunch = 256;   // 2 KB of kernel arguments
+
+// A tensor whose channels are the rows.
+struct DeviceRows {
+  Tensor data;  // dense
+  Shape shape;
+  int64_t axis, count;
+};
+
+inline DeviceRows histogram_rows(const Tensor& x, std::optional<int64_t> axis) {
+  const Tensor data = dense(x);
+  const int64_t a = axis.has_value() ? check_axis(x, *axis) : 0;
+  return {data, shape_of(data, axis), a, axis.has_value() ? x.size(a) : 1};
 }
 
-__global__ void histograms_kernel(const float* x, int64_t length, int64_t blocks,
-                                  const Extent* ranges, int n, unsigned long long* counts) {
-  extern __shared__ uint32_t table[];
-  const int64_t row = blockIdx.x / blocks, step = blocks * blockDim.x;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) table[i] = 0;
-  __syncthreads();
-  const Binning binning(ranges[row], n);
-  for (int64_t i = blockIdx.x % blocks * blockDim.x + threadIdx.x; i < length; i += step)
-    atomicAdd(table + binning.bin(x[row * length + i]), 1u);
-  __syncthreads();
-  for (int i = threadIdx.x; i < n; i += blockDim.x)
-    if (table[i] != 0) atomicAdd(counts + row * n + i, table[i]);
-}
-
-inline int64_t blocks_per_row(const Rows& rows) {
-  return std::clamp<int64_t>(rows.length / kPerBlock, 1, int64_t{1} << 30);
-}
-
-inline std::vector<Extent> extents(const Rows& rows) {
-  torch::stable::accelerator::DeviceGuard guard(rows.data.get_device_index());
-  const int64_t blocks = blocks_per_row(rows);
-  const Tensor keys = torch::stable::new_zeros(rows.data, {rows.count, 2}, ScalarType::Int);
-  extents_kernel<<<static_cast<unsigned>(rows.count * blocks), kThreads, 0, stream_of(rows.data)>>>(
-      rows.row(0), rows.length, blocks, static_cast<uint32_t*>(keys.data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+inline std::vector<Extent> extents(const DeviceRows& rows) {
+  Tensor keys;
+  dispatch_floating(rows.data, "x", [&](auto tag) {
+    keys = key_ranges_of(rows.data, rows.shape, rows.data.const_data_ptr<decltype(tag)>());
+  });
   const Tensor host = torch::stable::to(keys, torch::headeronly::DeviceType::CPU);
-  const int32_t* key = host.const_data_ptr<int32_t>();
-  std::vector<Extent> result(rows.count);
-  for (int64_t c = 0; c < rows.count; ++c) {
-    result[c] = {value_of_sort_key(~static_cast<uint32_t>(key[2 * c])),
-                 value_of_sort_key(static_cast<uint32_t>(key[2 * c + 1]))};
+  const auto* range = static_cast<const KeyRange*>(host.data_ptr());
+  std::vector<Extent> result(static_cast<size_t>(rows.count));
+  for (size_t c = 0; c < result.size(); ++c) {
+    result[c] = {value_of_key(range[c].least_key()), value_of_key(range[c].greatest_key())};
     STD_TORCH_CHECK(std::isfinite(result[c].lo) && std::isfinite(result[c].hi),
                     "x must be finite, got NaN or infinity");
   }
   return result;
 }
 
-inline std::vector<int64_t> histograms(const Rows& rows, const std::vector<Extent>& ranges,
-                                       int64_t n) {
-  torch::stable::accelerator::DeviceGuard guard(rows.data.get_device_index());
-  const int64_t blocks = blocks_per_row(rows);
-  Tensor host_ranges = torch::stable::empty({rows.count, 2}, ScalarType::Float);
-  std::memcpy(host_ranges.mutable_data_ptr<float>(), ranges.data(), rows.count * sizeof(Extent));
-  const Tensor device_ranges = torch::stable::to(host_ranges, rows.data.device());
-  const Tensor counts = torch::stable::new_zeros(rows.data, {rows.count, n}, ScalarType::Long);
-  histograms_kernel<<<static_cast<unsigned>(rows.count * blocks), kThreads, n * sizeof(uint32_t),
-                      stream_of(rows.data)>>>(
-      rows.row(0), rows.length, blocks, static_cast<const Extent*>(device_ranges.data_ptr()),
-      static_cast<int>(n), static_cast<unsigned long long*>(counts.data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+// Takes extents to the device as arguments of a kernel: a copy would make the host wait.
+struct WriteExtents {
+  Extent from[kExtentsOfLaunch];
+  Extent* to;
+  AMCT_HD void operator()(int64_t i) const { to[i] = from[i]; }
+};
+
+inline Tensor on_device(const Tensor& x, const std::vector<Extent>& extents) {
+  const auto count = static_cast<int64_t>(extents.size());
+  Tensor result = torch::stable::new_empty(x, {count, 2}, ScalarType::Float);
+  for (int64_t first = 0; first < count; first += kExtentsOfLaunch) {
+    const int64_t n = std::min(kExtentsOfLaunch, count - first);
+    WriteExtents write{{}, static_cast<Extent*>(result.data_ptr()) + first};
+    std::copy_n(extents.begin() + first, n, write.from);
+    for_each(x, n, write);
+  }
+  return result;
+}
+
+// A block counts a share of one row.
+template <int V, class In>
+__global__ void __launch_bounds__(kThreads)
+    histograms_kernel(const Inputs<In, 1> in, const RowTiles tiles, const unsigned aligned,
+                      const Extent* extents, const int bins, unsigned long long* counts) {
+  uint32_t* tables = shared_memory<uint32_t>();
+  const RowTask task = tiles.task(blockIdx.x, threadIdx.x);
+  for (int i = threadIdx.x; i < kTableEntries; i += kThreads) tables[i] = 0;
+  __syncthreads();
+  const int copies = kTableEntries / bins;
+  uint32_t* table = tables + threadIdx.x / kWarp % copies * bins;
+  const Binning binning(extents[task.channel], bins);
+  walk_rows<V>(
+      in, tiles, task, aligned, [] {},
+      [&](int64_t, const Loaded<In, 1, V>& loaded, const auto& part) {
+#pragma unroll
+        for (int k = 0; k < V; ++k)
+          if (part.has(k))
+            atomicAdd(table + binning.bin(static_cast<float>(loaded.x[0].get(k))), 1u);
+      });
+  __syncthreads();
+  for (int i = threadIdx.x; i < bins; i += kThreads) {
+    unsigned long long count = 0;
+    for (int t = 0; t < copies; ++t) count += tables[t * bins + i];
+    if (count != 0) atomicAdd(counts + task.channel * bins + i, count);
+  }
+}
+
+// [rows, bins] in host memory. Where rows lie in short pieces, a copy brings them together.
+inline std::vector<int64_t> histograms(const DeviceRows& rows, const std::vector<Extent>& ranges,
+                                       int64_t bins) {
+  Tensor x = rows.data;
+  Shape s = rows.shape;
+  const Tensor extents = on_device(x, ranges);
+  const Tensor counts = torch::stable::new_zeros(x, {rows.count, bins}, ScalarType::Long);
+  if (s.channels > 1 && s.outer > 1 && s.inner < kLongRow) {
+    x = torch::stable::contiguous(torch::stable::transpose(x, 0, rows.axis));
+    s = {1, s.channels, s.outer * s.inner};
+  }
+  dispatch_floating(x, "x", [&](auto tag) {
+    using In = decltype(tag);
+    constexpr int V = kVector<In>;
+    const Inputs<In, 1> in{{x.const_data_ptr<In>()}};
+    const RowTiles tiles(s.outer, s.channels, s.inner, s.groups, V, kThreads, kCountedByBlock,
+                         kMostBlocks);
+    launch(x, histograms_kernel<V, In>, tiles.blocks(), kTableEntries * sizeof(uint32_t), in, tiles,
+           unsigned{is_aligned<V>(in[0])}, static_cast<const Extent*>(extents.data_ptr()),
+           static_cast<int>(bins), static_cast<unsigned long long*>(counts.data_ptr()));
+  });
   const Tensor host = torch::stable::to(counts, torch::headeronly::DeviceType::CPU);
   const int64_t* data = host.const_data_ptr<int64_t>();
-  return {data, data + rows.count * n};
+  return {data, data + rows.count * bins};
 }
+
 }  // namespace AMCT_DEVICE_NS
 }  // namespace amct

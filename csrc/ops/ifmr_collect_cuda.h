@@ -34,10 +34,7 @@ __global__ void values_beyond_kernel(const T* x, int64_t n, float edge, bool neg
   }
 }
 
-inline unsigned blocks_for(int64_t n) {
-  constexpr int64_t kMostBlocks = 4096;
-  return static_cast<unsigned>(std::min((n + kThreads - 1) / kThreads, kMostBlocks));
-}
+inline int64_t blocks_for(int64_t n) { return std::min(ceil_div(n, kThreads), kMostBlocks); }
 
 // Rows of a device tensor, on the host.
 inline Tensor selected(const Tensor& rows, const Tensor& ids) {
@@ -50,17 +47,16 @@ inline Tensor selected(const Tensor& rows, const Tensor& ids) {
 }
 
 inline Sketch sketch_of(const Tensor& x) {
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Tensor counts = torch::stable::new_zeros(x, {kPages, kBuckets}, ScalarType::Long);
   const Tensor sums = torch::stable::new_zeros(x, {kPages, kBuckets}, ScalarType::Long);
   const Tensor used = torch::stable::new_zeros(x, {kPages}, ScalarType::Int);
   dispatch_floating(x, "x", [&](auto tag) {
     using T = decltype(tag);
-    sketch_kernel<<<blocks_for(x.numel()), kThreads, 0, stream_of(x)>>>(
-        x.const_data_ptr<T>(), x.numel(), static_cast<unsigned long long*>(counts.data_ptr()),
-        static_cast<unsigned long long*>(sums.data_ptr()), static_cast<int32_t*>(used.data_ptr()));
+    launch(x, sketch_kernel<T>, blocks_for(x.numel()), 0, x.const_data_ptr<T>(), x.numel(),
+           static_cast<unsigned long long*>(counts.data_ptr()),
+           static_cast<unsigned long long*>(sums.data_ptr()),
+           static_cast<int32_t*>(used.data_ptr()));
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   const Tensor host_used = torch::stable::to(used, torch::headeronly::DeviceType::CPU);
   std::vector<int64_t> ids{0};  // of zeros, which the kernel leaves out
   for (int64_t id = 1; id < kPages; ++id)
@@ -79,18 +75,16 @@ inline std::vector<float> values_beyond(const Tensor& x, const Tail& tail, bool 
   const Tensor count = torch::stable::new_zeros(x, {1}, ScalarType::Long);
   dispatch_floating(x, "x", [&](auto tag) {
     using T = decltype(tag);
-    values_beyond_kernel<<<blocks_for(x.numel()), kThreads, 0, stream_of(x)>>>(
-        x.const_data_ptr<T>(), x.numel(), tail.edge, negative,
-        static_cast<float*>(found.data_ptr()), static_cast<unsigned long long*>(count.data_ptr()));
+    launch(x, values_beyond_kernel<T>, blocks_for(x.numel()), 0, x.const_data_ptr<T>(), x.numel(),
+           tail.edge, negative, static_cast<float*>(found.data_ptr()),
+           static_cast<unsigned long long*>(count.data_ptr()));
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   const Tensor host = torch::stable::to(found, torch::headeronly::DeviceType::CPU);
   const float* values = host.const_data_ptr<float>();
   return {values, values + tail.gathered};
 }
 
 inline Extremes values_beyond(const Tensor& x, const Tail& low, const Tail& high) {
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   return {values_beyond(x, low, true), values_beyond(x, high, false)};
 }
 
