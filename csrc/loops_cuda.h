@@ -302,19 +302,21 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (K > 0) {  // of the threads with the same column, by a fixed tree
     __shared__ double of_thread[kThreads];
     const int64_t place = (task.share * tiles.groups + task.group) * tiles.period + task.column;
+    int half = 0;  // of the threads of a column; none where each has a column of its own
+    for (int n = 1; n < tiles.phases; n *= 2) half = n;
 #pragma unroll
     for (int k = 0; k < V; ++k)
 #pragma unroll
       for (int j = 0; j < K; ++j) {
-        double& sum = of_thread[threadIdx.x];
-        sum = total[k][j];
-        for (int distance = kThreads / 2; distance > 0; distance >>= 1) {
+        double& sum = total[k][j];
+        for (int distance = half; distance > 0; distance >>= 1) {
+          of_thread[threadIdx.x] = sum;
           __syncthreads();
           if (task.phase < distance && task.phase + distance < tiles.phases)
             accumulate<K, M>(sum, of_thread[threadIdx.x + distance * tiles.columns], j);
+          __syncthreads();
         }
         if (task.phase == 0 && !task.is_idle()) partial[(place + k) * K + j] = sum;
-        __syncthreads();
       }
   }
 }
