@@ -22,7 +22,7 @@
 // instruction set and any number of threads (CPU) and from run to run (CUDA).
 #pragma once
 #include "loops_common.h"
-#if defined(__CUDACC__)
+#if defined(USE_CUDA)
 #include "loops_cuda.h"
 #else
 #include "loops_cpu.h"
