@@ -2,7 +2,7 @@
 //
 //   with_isa([&](auto isa) { decltype(isa)::map_run(...); })
 //
-// tiles.inl is compiled for the baseline of the compiler, x86-64-v3 (AVX2, F16C) and x86-64-v4
+// cpu_tiles.inl is compiled for the baseline of the compiler, x86-64-v3 (AVX2, F16C) and x86-64-v4
 // (AVX-512). All give the same bits: no operation is contracted or reordered. Functions marked
 // AMCT_CLONES are cloned and chosen by the compiler alone. The environment variable that torch
 // knows, ATEN_CPU_CAPABILITY=default or avx2, chooses a smaller set for the tiles.
@@ -29,7 +29,7 @@ constexpr int kLines = 4;   // runs that share their constants
 
 #define AMCT_ISA Baseline
 #define AMCT_ISA_LEVEL 1
-#include "tiles.inl"
+#include "cpu_tiles.inl"
 #undef AMCT_ISA
 #undef AMCT_ISA_LEVEL
 
@@ -38,7 +38,7 @@ constexpr int kLines = 4;   // runs that share their constants
 #pragma GCC target("arch=x86-64-v3")
 #define AMCT_ISA Avx2
 #define AMCT_ISA_LEVEL 3
-#include "tiles.inl"
+#include "cpu_tiles.inl"
 #undef AMCT_ISA
 #undef AMCT_ISA_LEVEL
 #pragma GCC pop_options
@@ -47,7 +47,7 @@ constexpr int kLines = 4;   // runs that share their constants
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #define AMCT_ISA Avx512
 #define AMCT_ISA_LEVEL 4
-#include "tiles.inl"
+#include "cpu_tiles.inl"
 #undef AMCT_ISA
 #undef AMCT_ISA_LEVEL
 #pragma GCC pop_options

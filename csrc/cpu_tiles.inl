@@ -1,4 +1,4 @@
-// tiles.inl - loops over tiles of kLanes elements, for the instruction set AMCT_ISA.
+// cpu_tiles.inl - loops over tiles of kLanes elements, for the instruction set AMCT_ISA.
 //
 // A tile is loaded and converted to float, computed lane by lane, which the compiler turns into
 // vectors, converted and stored; between load and store it stays in registers. A run is some
