@@ -24,7 +24,7 @@ COMPILE_FROM = 0.1  # scale from which formulas are compiled: below, it takes mo
 class Target:
     """What a figure must reach, and what would be near the limit.
 
-    Ratios (other/ours) are to be at least that, all else ("ms", "ns", "MB") at most.
+    Ratios (other/ours) are to be at least that, all else ("ms", "ns", "MB", "differing") at most.
     """
 
     figure: str
@@ -53,14 +53,14 @@ class Row:
         """Each target whose `bound` (must, stretch) is not reached, in words."""
         found = []
         for target in self.targets:
-            value, wanted = self.figures.get(target.figure), getattr(target, bound)
-            if value is not None and wanted is not None and not target.met(value, wanted):
+            value, wanted = self.figures[target.figure], getattr(target, bound)
+            if wanted is not None and not target.met(value, wanted):
                 name = {"peer": self.peer, "limit": self.limit}.get(target.figure, target.figure)
                 found.append(f"{name} {value:.3g}, not {wanted:.3g}")
         return found
 
     def verdict(self, bound: str) -> str:
-        wanted = [t for t in self.targets if t.figure in self.figures and getattr(t, bound)]
+        wanted = [t for t in self.targets if getattr(t, bound) is not None]
         return ("missed" if self.missed(bound) else "met") if wanted else ""
 
     def document(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Case:
 
     op: str
     of: str
-    elements: int
+    elements: int  # 0: its time is not one of elements
     least_bytes: float  # that must be read and written, per element
     candidates: Mapping[str, Candidate | None]  # "ours", and some of OTHERS
     peer: str = ""
@@ -97,8 +97,11 @@ class Run:
     def size(self, elements: int) -> int:
         return max(1, int(elements * self.scale))
 
-    def shape(self, first: int, *others: int) -> tuple[int, ...]:
-        return self.size(first), *others
+    def shape(self, *sizes: int) -> tuple[int, ...]:
+        """The first dimension is scaled as far as it goes, then the second."""
+        first, second, *others = sizes
+        left = min(1.0, first * self.scale)
+        return self.size(first), max(1, int(second * left)), *others
 
     def compiled(self, function: Callable[..., object], *arguments: object) -> Candidate | None:
         """`function` of these arguments, compiled for their shapes."""
@@ -109,19 +112,24 @@ class Run:
         return lambda: compiled(*arguments)
 
     def row(self, case: Case) -> Row:
+        candidates = {name: f for name, f in case.candidates.items() if f}
+        for function in candidates.values():
+            function()  # may compile, in other processes
         elsewhere, begin = seconds_elsewhere(), time.perf_counter()
-        timings = measure({k: f for k, f in case.candidates.items() if f}, self.repeats)
+        timings = measure(candidates, self.repeats)
         cores_seconds = (time.perf_counter() - begin) * (os.cpu_count() or 1)
         ours = timings["ours"]
         figures = {
             "ms": ours.ms,
             "spread": ours.spread,
             "busy": max(0.0, seconds_elsewhere() - elsewhere) / cores_seconds,
-            "ns": ours.ms * 1e6 / case.elements,
-            "GB/s": case.least_bytes * case.elements / ours.ms / 1e6,
             **{name: timings[name].ratio for name in OTHERS if name in timings},
         }
-        return Row(case.op, case.of, figures, case.peer, case.limit, case.targets, case.why)
+        if case.elements:
+            figures["ns"] = ours.ms * 1e6 / case.elements
+            figures["GB/s"] = case.least_bytes * case.elements / ours.ms / 1e6
+        targets = case.targets if self.whole else ()  # they are for these sizes
+        return Row(case.op, case.of, figures, case.peer, case.limit, targets, case.why)
 
 
 # ---- correctness, before anything is timed ----

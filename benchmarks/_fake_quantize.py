@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,9 @@ FORWARD = {
     torch.float16: (Target("limit", 0.75, 1.0), Target("peer", 10)),
     torch.bfloat16: (Target("limit", 0.75, 1.0), Target("peer", 10)),
 }
+AT_COPY_SPEED = "ATen takes 8 to 9 times as long as copy_ here."
+HOST_TIME = "Most of it is the way of a call to the op."
+INTO = (Target("limit", 1.0, 1.4),)
 SMALL = (Target("peer", 3),)
 BOTH_WAYS = (Target("limit", 1 / 1.15),)
 
@@ -77,7 +81,9 @@ class PerTensor:
     def aten(self) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(self.x, self.scale, self.offset, QMIN, QMAX)
 
-    def row(self, run: Run, op: str, targets: tuple[Target, ...], fresh: bool = False) -> Row:
+    def row(
+        self, run: Run, op: str, targets: tuple[Target, ...], why: str = "", fresh: bool = False
+    ) -> Row:
         candidates = {
             "ours": self.ours,
             "peer": self.aten,
@@ -88,22 +94,39 @@ class PerTensor:
         traffic = 2 * self.x.element_size()
         limit = "clone" if fresh else "copy_"
         return run.row(
-            Case(op, self.of, self.x.numel(), traffic, candidates, "ATen", limit, targets)
+            Case(op, self.of, self.x.numel(), traffic, candidates, "ATen", limit, targets, why)
         )
 
 
 def fresh(run: Run) -> Iterator[Row]:
     """As users call it: the result is allocated, and its pages come from the kernel."""
-    yield PerTensor(run.size(2**24), torch.float32).row(run, "fake_quantize, fresh pages", (), True)
+    t = PerTensor(run.size(2**24), torch.float32)
+    yield t.row(run, "fake_quantize, fresh pages", (), fresh=True)
 
 
 def forward(dtype: torch.dtype, elements: int) -> Callable[[Run], Iterator[Row]]:
     def rows(run: Run) -> Iterator[Row]:
-        targets = SMALL if elements <= 10**6 else FORWARD[dtype]
+        small = elements <= 10**6
+        targets, why = (SMALL, HOST_TIME) if small else (FORWARD[dtype], AT_COPY_SPEED)
         if elements < 2**27 or run.whole:
-            yield PerTensor(run.size(elements), dtype).row(run, "fake_quantize", targets)
+            yield PerTensor(run.size(elements), dtype).row(run, "fake_quantize", targets, why)
 
     return rows
+
+
+def into(run: Run) -> Iterator[Row]:
+    """Into a tensor that is there, as copy_ does it."""
+    if "out" not in inspect.signature(fake_quantize).parameters:
+        return
+    t = PerTensor(run.size(2**24), torch.float32)
+
+    def ours() -> Tensor:
+        return fake_quantize(t.x, t.scale, t.offset, out=t.y)
+
+    t.y.fill_(torch.nan)
+    require_same("fake_quantize, out", ours(), eager(t.x, *t.factors))
+    candidates = {"ours": ours, "limit": lambda: t.y.copy_(t.x)}
+    yield run.row(Case("fake_quantize, out=", t.of, t.x.numel(), 8, candidates, targets=INTO))
 
 
 def both_ways(dtype: torch.dtype) -> Callable[[Run], Iterator[Row]]:
@@ -224,6 +247,7 @@ GROUPS = [
     forward(torch.float32, 2**27),
     forward(torch.float32, 10**6),
     forward(torch.float32, 4096),
+    into,
     *(both_ways(dtype) for dtype in FORWARD),
     codes,
     *(per_channel(*layout) for layout in LAYOUTS),

@@ -176,12 +176,12 @@ def timing_rows(case: str, timings: Mapping[str, Timing]) -> list[tuple[str, ...
     ]
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they must be, the first two to the left."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2) -> None:
+    """Columns as wide as they must be; the first of them, of words, to the left."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = zip(row, widths, strict=True)
-        aligned = [t.ljust(w) if i < 2 else t.rjust(w) for i, (t, w) in enumerate(cells)]
+        aligned = [t.ljust(w) if i < words else t.rjust(w) for i, (t, w) in enumerate(cells)]
         print("  ".join(aligned).rstrip())
 
 

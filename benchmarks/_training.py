@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from _case import Case, Row, Run, Target, hard_values, require_close, require_same
+from _peers import QMAX, QMIN, eager_lsq, torch_learnable
 from torch import Tensor
 
 from amct_pytorch.ops import arq, arq_fake_quantize, ulq, ulq_scale
 from amct_pytorch.ops.ulq import ulq_factors
 
 FLT_EPS = torch.finfo(torch.float32).eps
-QMIN, QMAX = -128, 127
 
 # ---- learned ranges and scales in torch operations ----
 
@@ -43,14 +43,6 @@ class EagerULQ(torch.autograd.Function):
         grad_high = (grad * (error + above)).sum()
         grad_low = (grad * (below - error)).sum()
         return grad * inside, grad_high, grad_low
-
-
-def lsq(x: Tensor, scale: Tensor) -> Tensor:
-    """Learned step size quantization (Esser et al. 2020), one scale or one per row."""
-    gradient = 1.0 / (x.numel() / scale.numel() * QMAX) ** 0.5
-    scale = scale * gradient + (scale * (1 - gradient)).detach()
-    codes = (x / scale).clamp(QMIN, QMAX)
-    return (codes + (codes.round() - codes).detach()) * scale
 
 
 class EagerScale(torch.autograd.Function):
@@ -88,7 +80,7 @@ def ulq_rows(run: Run) -> Iterator[Row]:
     grad, grad_x, y = torch.randn(shape), torch.empty(shape), torch.empty(shape)
     clips = torch.tensor(2.5), torch.tensor(-1.5)
     learnt = [t.clone().requires_grad_() for t in (x, *clips)]
-    scale, zero = (torch.tensor([f]).requires_grad_() for f in (4 / 255, 0.0))
+    scale = torch.tensor([4 / 255], requires_grad=True)
     backward = torch.ops.amct_pytorch.ulq_backward
 
     def ours() -> tuple[Tensor, ...]:
@@ -98,9 +90,7 @@ def ulq_rows(run: Run) -> Iterator[Row]:
         return torch.autograd.grad(EagerULQ.apply(*learnt), learnt, grad)
 
     def aten() -> tuple[Tensor, ...]:
-        parameters = learnt[0], scale, zero
-        result = torch._fake_quantize_learnable_per_tensor_affine(*parameters, QMIN, QMAX, 1.0)
-        return torch.autograd.grad(result, parameters, grad)
+        return torch.autograd.grad(torch_learnable(learnt[0], scale), (learnt[0], scale), grad)
 
     def ours_backward() -> tuple[Tensor, ...]:
         return backward(grad, x, *clips, 8, False, True)
@@ -110,7 +100,7 @@ def ulq_rows(run: Run) -> Iterator[Row]:
         torch.mul(grad, x, out=grad_x)
 
     check_ulq(x, clips, grad, ours())
-    compiled = run.compiled(lsq, learnt[0], scale)
+    compiled = run.compiled(eager_lsq, learnt[0], scale)
     of = "x".join(map(str, shape))
     both = {
         "ours": ours,
@@ -148,6 +138,7 @@ def check_ulq(x: Tensor, clips: tuple[Tensor, ...], grad: Tensor, ours: tuple[Te
 
 WEIGHTS = [(4096, 11008), (512, 512, 3, 3)]
 AGAINST_EAGER = (Target("eager", 8),)
+TWO_PASSES = "The range takes a pass of its own over a weight no cache holds: 12 bytes, not 8."
 
 
 def weight_of(run: Run, shape: tuple[int, ...]) -> Tensor:
@@ -162,7 +153,6 @@ def scale_rows(shape: tuple[int, ...]) -> Callable[[Run], Iterator[Row]]:
         grad = torch.randn(weight.shape)
         grad_matrix = grad.flatten(1)
         scale = (torch.rand(len(weight)) * 5e-4 + 1e-3).requires_grad_()
-        zeros = torch.zeros_like(scale)
         column = scale.detach().unsqueeze(1).requires_grad_()
         weight.requires_grad_(), matrix.requires_grad_()
 
@@ -174,22 +164,19 @@ def scale_rows(shape: tuple[int, ...]) -> Callable[[Run], Iterator[Row]]:
             return torch.autograd.grad(result, (matrix, column), grad_matrix)
 
         def aten() -> tuple[Tensor, ...]:
-            result = torch._fake_quantize_learnable_per_channel_affine(
-                weight, scale, zeros, 0, QMIN, QMAX, 1.0
-            )
-            return torch.autograd.grad(result, (weight, scale), grad)
+            return torch.autograd.grad(torch_learnable(weight, scale), (weight, scale), grad)
 
         def copy_and_sums() -> None:
             y.copy_(weight.detach())
             weight.detach().sum(), grad.sum()
 
         check_scale(matrix.detach(), column.detach(), grad_matrix, ours())
-        compiled = run.compiled(lsq, matrix, column)
+        compiled = run.compiled(eager_lsq, weight, scale)
         candidates = {
             "ours": ours,
             "peer": aten,
             "compiled": compiled
-            and (lambda: torch.autograd.grad(compiled(), (matrix, column), grad_matrix)),
+            and (lambda: torch.autograd.grad(compiled(), (weight, scale), grad)),
             "eager": eager,
             "limit": copy_and_sums,
         }
@@ -282,7 +269,9 @@ def arq_case(run: Run, weight: Tensor, y: Tensor, of: str, num_bits: int, per_ro
     }
     of = f"{of} {'axis 0' if per_row else 'per tensor'} {num_bits} bits"
     peer = "aminmax, ATen"
-    return Case("arq_fake_quantize", of, y.numel(), 8, candidates, peer, "copy_", AGAINST_EAGER)
+    return Case(
+        "arq_fake_quantize", of, y.numel(), 8, candidates, peer, "copy_", AGAINST_EAGER, TWO_PASSES
+    )
 
 
 GROUPS = [

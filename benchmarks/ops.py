@@ -10,18 +10,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 
+import _determinism
 import _fake_quantize
+import _search
 import _training
 from _case import HEADER, Row, Run, cells, remarks
 from _timing import fill_free_memory, kept_pages, parser, print_table, start, write
 
-GROUPS: dict[str, list[Callable[[Run], Iterator[Row]]]] = {
+Group = Callable[[Run], Iterator[Row]]
+
+FRESH: list[Group] = [_fake_quantize.fresh, *_search.FRESH]
+GROUPS: dict[str, list[Group]] = {
     "fake_quantize": _fake_quantize.GROUPS,
     "training": _training.GROUPS,
+    "search": _search.GROUPS,
+    "determinism": _determinism.GROUPS,
 }
 
-# Of the largest tensors and what eager makes of them on the way.
-FREE_BYTES = 2**32
+# For the largest tensors and what eager makes of them on the way; of this, what each group finds
+# filled with NaN.
+FREE_BYTES, FILLED_BYTES = 2**32, 2**30
 
 
 def main() -> None:
@@ -35,11 +43,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # says it is deprecated
 
     rows: list[Row] = []
-    if not options.only:
-        rows += _fake_quantize.fresh(run)  # before there are pages that are kept
-    for group in [group for part in options.only or GROUPS for group in GROUPS[part]]:
-        with kept_pages():
-            fill_free_memory(run.size(FREE_BYTES))
+    if not options.only:  # first, while there are no pages that are kept
+        rows += [row for group in FRESH for row in group(run)]
+    with kept_pages():
+        fill_free_memory(run.size(FREE_BYTES))
+        for group in [group for part in options.only or GROUPS for group in GROUPS[part]]:
+            fill_free_memory(run.size(FILLED_BYTES))
             rows += group(run)
     print_table(HEADER, [cells(row) for row in rows])
     print("\n".join(["", "Ratios are other/ours. Missed:", *remarks(rows)]))

@@ -49,7 +49,7 @@ def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
 
 def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
-    reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
+    reads = {t["name"]: t["host_reads"] for t in document["timings"]}
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
 
 
