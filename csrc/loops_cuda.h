@@ -105,9 +105,42 @@ unsigned aligned_pointers(const Inputs<In, N>& in, const Out* out) {
   return bits;
 }
 
+// By intrinsics, for a compiler that sees words and elements stored to the same places makes one
+// store of elements of the two.
+template <class T, int V>
+__device__ __forceinline__ Vector<T, V> load_at_once(const T* from) {
+  Vector<T, V> x;
+  if constexpr (sizeof x == sizeof(uint4)) {
+    const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
+    x.words[0] = words.x;
+    x.words[1] = words.y;
+    x.words[2] = words.z;
+    x.words[3] = words.w;
+  } else if constexpr (sizeof x == sizeof(uint2)) {
+    const uint2 words = __ldg(reinterpret_cast<const uint2*>(from));
+    x.words[0] = words.x;
+    x.words[1] = words.y;
+  } else {
+    x.words[0] = __ldg(reinterpret_cast<const unsigned*>(from));
+  }
+  return x;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_at_once(T* to, const Vector<T, V>& x) {
+  if constexpr (sizeof x == sizeof(uint4)) {
+    const uint4 words = {x.words[0], x.words[1], x.words[2], x.words[3]};
+    __stwb(reinterpret_cast<uint4*>(to), words);
+  } else if constexpr (sizeof x == sizeof(uint2)) {
+    __stwb(reinterpret_cast<uint2*>(to), uint2{x.words[0], x.words[1]});
+  } else {
+    __stwb(reinterpret_cast<unsigned*>(to), x.words[0]);
+  }
+}
+
 template <class T, int V>
 __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, Whole, bool aligned) {
-  if (V > 1 && aligned) return *reinterpret_cast<const Vector<T, V>*>(from + at);
+  if (V > 1 && aligned) return load_at_once<T, V>(from + at);
   Vector<T, V> x;
 #pragma unroll
   for (int k = 0; k < V; ++k) x.set(k, from[at + k]);
@@ -126,10 +159,7 @@ __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, const Pi
 template <class T, int V>
 __device__ __forceinline__ void store(T* to, int64_t at, const Vector<T, V>& x, Whole,
                                       bool aligned) {
-  if (V > 1 && aligned) {
-    *reinterpret_cast<Vector<T, V>*>(to + at) = x;
-    return;
-  }
+  if (V > 1 && aligned) return store_at_once(to + at, x);
 #pragma unroll
   for (int k = 0; k < V; ++k) to[at + k] = x.get(k);
 }

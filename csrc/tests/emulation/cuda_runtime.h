@@ -179,6 +179,24 @@ T __shfl_down_sync(unsigned, T value, int distance) {
   return emulation::exchange(value, from < emulation::kWarp ? from : emulated_lane());
 }
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
+
 template <class T, class U>
 T atomicAdd(T* at, U value) {
   const T old = *at;
