@@ -8,6 +8,9 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def("dequantize(Tensor q, Tensor scale, Tensor offset, int? axis) -> Tensor");
   m.def("fake_quantize(Tensor x, Tensor scale, Tensor offset, int num_bits, int? axis) -> Tensor");
   m.def(
+      "fake_quantize.out(Tensor x, Tensor scale, Tensor offset, int num_bits, int? axis, *, "
+      "Tensor(a!) out) -> ()");
+  m.def(
       "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor offset, int num_bits, "
       "int? axis) -> Tensor");
   m.def(

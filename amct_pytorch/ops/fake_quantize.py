@@ -67,13 +67,23 @@ def dequantize(q: Tensor, scale: Tensor, offset: Tensor, axis: int | None = None
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, offset: Tensor, num_bits: int = 8, axis: int | None = None
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    num_bits: int = 8,
+    axis: int | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """dequantize(quantize(x)) in the dtype of `x`, with a straight-through gradient.
 
     The gradient of `x` is that of the result where the code before clamping lies in [qmin, qmax],
     else 0; the factors receive none. Arithmetic is float32. NaN stays NaN, infinities clamp.
     Arguments and errors as for `quantize`.
+
+    `out`, of the shape, dtype and device of `x` or `x` itself, takes the result and is returned;
+    gradients are then refused (RuntimeError). Memory that is used again is worth it for tensors of
+    tens of megabytes, where fresh pages cost more than the arithmetic.
 
     >>> import torch
     >>> x = torch.tensor([-9.0, 0.02, 0.26])
@@ -82,6 +92,15 @@ def fake_quantize(
     """
     check_dtype("x", x)
     check_factors(scale, offset)
+    if out is not None:
+        check_dtype("out", out, (x.dtype,))
+        if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+            raise RuntimeError(
+                "fake_quantize: out takes no part in gradients, but x or out requires them: "
+                "leave out=, or call within torch.no_grad()"
+            )
+        _ops.fake_quantize.out(x, scale, offset, num_bits, axis, out=out)
+        return out
     if torch.compiler.is_compiling():
         scale, inverse, offset = _traced_factors(x, scale, offset, axis)
         return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)  # type: ignore[no-untyped-call]
@@ -104,6 +123,13 @@ def _(q: Tensor, scale: Tensor, offset: Tensor, axis: int | None) -> Tensor:
 @torch.library.register_fake("amct_pytorch::fake_quantize")
 def _(x: Tensor, scale: Tensor, offset: Tensor, num_bits: int, axis: int | None) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("amct_pytorch::fake_quantize.out")
+def _(
+    x: Tensor, scale: Tensor, offset: Tensor, num_bits: int, axis: int | None, *, out: Tensor
+) -> None:
+    return None
 
 
 @torch.library.register_fake("amct_pytorch::fake_quantize_backward")

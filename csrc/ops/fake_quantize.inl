@@ -92,18 +92,36 @@ Tensor dequantize(const Tensor& q_, const Tensor& scale, const Tensor& offset,
   return y;
 }
 
+// Into `y`, which lies in memory as the dense `x` does.
+inline void fake_quantize_into(const Tensor& x, const FactorTensors& factors, int64_t num_bits,
+                               std::optional<int64_t> axis, Tensor& y) {
+  const FakeQuantize f{factors.quantizer(num_bits)};
+  dispatch_floating(x, "x", [&](auto tag) {
+    using T = decltype(tag);
+    map<T, 1, T>(x, shape_of(x, axis), {{x.const_data_ptr<T>()}}, y.mutable_data_ptr<T>(), f);
+  });
+}
+
 Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& offset, int64_t num_bits,
                      std::optional<int64_t> axis) {
   check_num_bits(num_bits);
   const FactorTensors factors(x_, scale, offset, axis);
   const Tensor x = dense(x_);
   Tensor y = new_like(x);
-  const FakeQuantize f{factors.quantizer(num_bits)};
-  dispatch_floating(x, "x", [&](auto tag) {
-    using T = decltype(tag);
-    map<T, 1, T>(x, shape_of(x, axis), {{x.const_data_ptr<T>()}}, y.mutable_data_ptr<T>(), f);
-  });
+  fake_quantize_into(x, factors, num_bits, axis, y);
   return y;
+}
+
+void fake_quantize_out(const Tensor& x_, const Tensor& scale, const Tensor& offset,
+                       int64_t num_bits, std::optional<int64_t> axis, Tensor out) {
+  check_num_bits(num_bits);
+  check_same_sizes("out", out, "x", x_);
+  const FactorTensors factors(x_, scale, offset, axis);
+  const Tensor x = dense(x_);
+  const bool direct = is_dense(out) && same_strides(out, x);
+  Tensor y = direct ? out : new_like(x);
+  fake_quantize_into(x, factors, num_bits, axis, y);
+  if (!direct) torch::stable::copy_(out, y);
 }
 
 Tensor fake_quantize_backward(const Tensor& grad_, const Tensor& x_, const Tensor& scale,
@@ -127,6 +145,7 @@ STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
   m.impl("quantize", TORCH_BOX(&quantize));
   m.impl("dequantize", TORCH_BOX(&dequantize));
   m.impl("fake_quantize", TORCH_BOX(&fake_quantize));
+  m.impl("fake_quantize.out", TORCH_BOX(&fake_quantize_out));
   m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward));
 }
 

@@ -355,3 +355,42 @@ def test_traced_formulas_refuse_what_the_kernels_refuse(axis, monkeypatch):
         fake_quantize(torch.ones(3, 2), *factors(2), axis=axis)
     with pytest.raises(ValueError, match="num_bits"):
         fake_quantize(torch.ones(3, 2), *factors(None), 1)
+
+
+# ---- results in memory that is there ----
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_out_takes_the_result_in_its_own_layout(dtype, layout, axis, device):
+    typed = LAYOUTS[layout](example(dtype, device))
+    scale, offset = factors(None if axis is None else typed.shape[axis], device)
+    expected = fake_quantize(typed, scale, offset, axis=axis)
+    for out in (torch.full_like(expected, 9), torch.full(typed.shape, 9, dtype=dtype).to(device)):
+        assert fake_quantize(typed, scale, offset, axis=axis, out=out) is out
+        assert_same(out, expected)
+    itself = typed.clone()
+    assert_same(fake_quantize(itself, scale, offset, axis=axis, out=itself), expected)
+
+
+def test_out_in_a_compiled_graph():
+    x, (scale, offset) = example(), factors(None)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def run(x, out):
+        return fake_quantize(x, scale, offset, out=out) + 1
+
+    out = torch.zeros_like(x)
+    assert_same(run(x, out), fake_quantize(x, scale, offset) + 1)
+    assert_same(out, fake_quantize(x, scale, offset))
+
+
+def test_out_that_does_not_fit(device):
+    x, (scale, offset) = example(device=device), factors(None, device)
+    with pytest.raises(TypeError, match="out: expected dtype float32, got float16"):
+        fake_quantize(x, scale, offset, out=x.half())
+    with pytest.raises(RuntimeError, match="out must have the shape of x: dimension 0 is 2"):
+        fake_quantize(x, scale, offset, out=x[:2].clone())
+    with pytest.raises(RuntimeError, match="leave out=, or call within"):
+        fake_quantize(x.requires_grad_(), scale, offset, out=torch.empty_like(x))
