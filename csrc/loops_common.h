@@ -103,15 +103,20 @@ void dispatch_codes(const Tensor& q, const char* name, Fn&& fn) {
   }
 }
 
-// Whether f is that of a map_sum: it returns an element of the result.
+// What a functor takes for the constants of a channel.
+template <class F>
+using ChannelOf = std::decay_t<decltype(std::declval<F>().channel(0))>;
+
+// Whether a loop of K results maps: a functor of a plain sum returns nothing.
 template <int K, int N, class F>
-constexpr bool kMaps = !std::is_void_v<decltype(std::declval<F>()(
-    std::declval<F>().channel(0), std::declval<const float (&)[N]>(),
-    std::declval<double (&)[K]>()))>;
+constexpr bool kMaps =
+    !std::is_void_v<std::invoke_result_t<F, ChannelOf<F>, const float (&)[N], double (&)[K]>>;
+template <int N, class F>
+constexpr bool kMaps<0, N, F> = true;
 
 // What f returns for one element, 0 in a sum.
 template <int K, int N, class F>
-AMCT_HD float apply(const F& f, const decltype(f.channel(0))& channel, const float (&in)[N],
+AMCT_HD float apply(const F& f, const ChannelOf<F>& channel, const float (&in)[N],
                     double (&terms)[K]) {
   if constexpr (kMaps<K, N, F>) {
     return f(channel, in, terms);

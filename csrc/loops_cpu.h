@@ -26,9 +26,6 @@ void widen(const T* from, float* to, int n) {
   with_isa([&](auto isa) { decltype(isa)::widen(from, to, n); });
 }
 
-template <class F>
-using ChannelOf = std::decay_t<decltype(std::declval<F>().channel(0))>;
-
 // The constants of the elements of a run: of one channel,
 template <class Channel>
 struct OneChannel {

@@ -18,21 +18,36 @@ inline cudaStream_t stream_of(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Runs a kernel with blocks of kThreads and `shared` bytes of memory on the stream of x.
+struct Grid {
+  int64_t blocks;
+  size_t shared = 0;  // bytes of memory of a block
+  int threads = kThreads;
+};
+
+// Runs a kernel on the stream of x.
 template <class... Parameters, class... Arguments>
-void launch(const Tensor& x, void (*kernel)(Parameters...), int64_t blocks, size_t shared,
+void launch(const Tensor& x, void (*kernel)(Parameters...), const Grid& grid,
             const Arguments&... arguments) {
 #if defined(__CUDACC__)
   constexpr size_t kUsual = 48 << 10;  // shared memory that a kernel has to ask for beyond it
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  if (shared > kUsual)
+  if (grid.shared > kUsual)
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared)));
-  kernel<<<static_cast<unsigned>(blocks), kThreads, shared, stream_of(x)>>>(arguments...);
+                                        static_cast<int>(grid.shared)));
+  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, grid.shared, stream_of(x)>>>(
+      arguments...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 #else
-  emulated_launch(kernel, blocks, kThreads, shared, arguments...);  // by a test on the CPU
+  emulated_launch(kernel, grid.blocks, grid.threads, grid.shared, arguments...);  // by a test
 #endif
+}
+
+// Bytes of shared memory that a block can have on the device of x.
+inline size_t most_shared(const Tensor& x) {
+  int bytes = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                        x.get_device_index()));
+  return static_cast<size_t>(bytes);
 }
 
 // The memory that a launch has asked for.
@@ -90,9 +105,42 @@ unsigned aligned_pointers(const Inputs<In, N>& in, const Out* out) {
   return bits;
 }
 
+// By intrinsics, for a compiler that sees words and elements stored to the same places makes one
+// store of elements of the two.
+template <class T, int V>
+__device__ __forceinline__ Vector<T, V> load_at_once(const T* from) {
+  Vector<T, V> x;
+  if constexpr (sizeof x == sizeof(uint4)) {
+    const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
+    x.words[0] = words.x;
+    x.words[1] = words.y;
+    x.words[2] = words.z;
+    x.words[3] = words.w;
+  } else if constexpr (sizeof x == sizeof(uint2)) {
+    const uint2 words = __ldg(reinterpret_cast<const uint2*>(from));
+    x.words[0] = words.x;
+    x.words[1] = words.y;
+  } else {
+    x.words[0] = __ldg(reinterpret_cast<const unsigned*>(from));
+  }
+  return x;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_at_once(T* to, const Vector<T, V>& x) {
+  if constexpr (sizeof x == sizeof(uint4)) {
+    const uint4 words = {x.words[0], x.words[1], x.words[2], x.words[3]};
+    __stwb(reinterpret_cast<uint4*>(to), words);
+  } else if constexpr (sizeof x == sizeof(uint2)) {
+    __stwb(reinterpret_cast<uint2*>(to), uint2{x.words[0], x.words[1]});
+  } else {
+    __stwb(reinterpret_cast<unsigned*>(to), x.words[0]);
+  }
+}
+
 template <class T, int V>
 __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, Whole, bool aligned) {
-  if (V > 1 && aligned) return *reinterpret_cast<const Vector<T, V>*>(from + at);
+  if (V > 1 && aligned) return load_at_once<T, V>(from + at);
   Vector<T, V> x;
 #pragma unroll
   for (int k = 0; k < V; ++k) x.set(k, from[at + k]);
@@ -100,7 +148,7 @@ __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, Whole, b
 }
 
 template <class T, int V>
-__device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, const Part& part, bool) {
+__device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, const Piece& part, bool) {
   Vector<T, V> x;
 #pragma unroll
   for (int k = 0; k < V; ++k)
@@ -111,16 +159,13 @@ __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at, const Pa
 template <class T, int V>
 __device__ __forceinline__ void store(T* to, int64_t at, const Vector<T, V>& x, Whole,
                                       bool aligned) {
-  if (V > 1 && aligned) {
-    *reinterpret_cast<Vector<T, V>*>(to + at) = x;
-    return;
-  }
+  if (V > 1 && aligned) return store_at_once(to + at, x);
 #pragma unroll
   for (int k = 0; k < V; ++k) to[at + k] = x.get(k);
 }
 
 template <class T, int V>
-__device__ __forceinline__ void store(T* to, int64_t at, const Vector<T, V>& x, const Part& part,
+__device__ __forceinline__ void store(T* to, int64_t at, const Vector<T, V>& x, const Piece& part,
                                       bool) {
 #pragma unroll
   for (int k = 0; k < V; ++k)
@@ -168,7 +213,7 @@ __device__ __forceinline__ void walk_rows(const Inputs<In, N>& in, const RowTile
     }
     if (task.lane < 2) {  // the ends of the run, if they are parts of vectors
       const int64_t at = run.edge(task.lane, V);
-      const Part part = run.part(task.lane, V);
+      const Piece part = run.piece(task.lane, V);
       if (part.first >= part.last) return;
       Loaded<In, N, V> loaded;
       loaded.load_from(in, at, part, aligned);
@@ -196,16 +241,6 @@ __device__ __forceinline__ void walk_lines(const Inputs<In, N>& in, const LineTi
       if (l + u * tiles.phases < task.to) body(at + u * step, loaded[u]);
   }
 }
-
-template <class F>
-using ChannelOf = decltype(std::declval<F>().channel(0));
-
-// Whether a loop maps: a functor of a plain sum returns nothing.
-template <int K, int N, class F>
-constexpr bool kMaps =
-    !std::is_void_v<std::invoke_result_t<F, ChannelOf<F>, const float (&)[N], double (&)[K]>>;
-template <int N, class F>
-constexpr bool kMaps<0, N, F> = true;
 
 // Elements of the vectors of a loop.
 template <int K, class In, int N, class Out, class F>
@@ -342,7 +377,7 @@ template <int K, int M>
 void add_totals(const Tensor& x, const double* partial, int64_t shares, int64_t channels,
                 int64_t inner, double* sums) {
   const int team = shares * inner < kThreads ? kWarp : kThreads;
-  launch(x, totals_kernel<K, M>, ceil_div(channels * team, kThreads), 0, partial, shares, channels,
+  launch(x, totals_kernel<K, M>, {ceil_div(channels * team, kThreads)}, partial, shares, channels,
          inner, team, sums);
 }
 
@@ -354,12 +389,12 @@ void run_rows(const Tensor& x, const Shape s, const Inputs<In, N> in, Out* out, 
   const auto kernel = rows_kernel<K, M, V, In, N, Out, F>;
   const unsigned aligned = aligned_pointers<V>(in, out);
   if (K == 0 || tiles.shares == 1) {
-    launch(x, kernel, tiles.blocks(), 0, f, in, out, tiles, aligned, sums);
+    launch(x, kernel, {tiles.blocks()}, f, in, out, tiles, aligned, sums);
     return;
   }
   Tensor scratch = torch::stable::new_empty(x, {tiles.tasks() * K}, ScalarType::Double);
   double* partial = scratch.mutable_data_ptr<double>();
-  launch(x, kernel, tiles.blocks(), 0, f, in, out, tiles, aligned, partial);
+  launch(x, kernel, {tiles.blocks()}, f, in, out, tiles, aligned, partial);
   if constexpr (K > 0) add_totals<K, M>(x, partial, tiles.shares, s.channels, 1, sums);
 }
 
@@ -375,12 +410,12 @@ void run_lines(const Tensor& x, const Shape s, const Inputs<In, N> in, Out* out,
   const unsigned aligned = aligned_pointers<V>(in, out);
   const int64_t partials = tiles.shares * s.channels * s.inner;
   if (K == 0 || partials == s.channels) {
-    launch(x, kernel, tiles.blocks(), 0, f, in, out, tiles, aligned, sums);
+    launch(x, kernel, {tiles.blocks()}, f, in, out, tiles, aligned, sums);
     return;
   }
   Tensor scratch = torch::stable::new_empty(x, {partials * K}, ScalarType::Double);
   double* partial = scratch.mutable_data_ptr<double>();
-  launch(x, kernel, tiles.blocks(), 0, f, in, out, tiles, aligned, partial);
+  launch(x, kernel, {tiles.blocks()}, f, in, out, tiles, aligned, partial);
   if constexpr (K > 0) add_totals<K, M>(x, partial, tiles.shares, s.channels, s.inner, sums);
 }
 
@@ -418,7 +453,7 @@ __global__ void for_each_kernel(const F f, int64_t n) {
 // f(i) for every i < n, where the tensor is: what is too small to be worth a loop.
 template <class F>
 void for_each(const Tensor& x, int64_t n, const F& f) {
-  if (n > 0) launch(x, for_each_kernel<F>, ceil_div(n, kThreads), 0, f, n);
+  if (n > 0) launch(x, for_each_kernel<F>, {ceil_div(n, kThreads)}, f, n);
 }
 
 }  // namespace amct

@@ -65,7 +65,7 @@ template <int V, class In>
 void key_ranges_of_lines(const Tensor& x, const Shape s, const Inputs<In, 1> in,
                          KeyRange* key_ranges) {
   const LineTiles tiles(s.outer, s.channels, s.inner, s.groups, V, true);
-  launch(x, key_ranges_of_lines_kernel<V, In>, tiles.blocks(), 0, in, tiles,
+  launch(x, key_ranges_of_lines_kernel<V, In>, {tiles.blocks()}, in, tiles,
          unsigned{is_aligned<V>(in[0])}, key_ranges);
 }
 
@@ -79,7 +79,7 @@ Tensor key_ranges_of(const Tensor& x, const Shape s, const In* in) {
   const Inputs<In, 1> inputs{{in}};
   if (!LineTiles::suit(s.outer, s.channels, s.inner)) {
     const auto tiles = RowTiles::of_loop(s.outer, s.channels, s.inner, s.groups, V, true);
-    launch(x, key_ranges_of_rows_kernel<V, In>, tiles.blocks(), 0, inputs, tiles,
+    launch(x, key_ranges_of_rows_kernel<V, In>, {tiles.blocks()}, inputs, tiles,
            unsigned{is_aligned<V>(in)}, key_ranges);
   } else if (s.width() * s.inner % V == 0) {
     key_ranges_of_lines<V>(x, s, inputs, key_ranges);

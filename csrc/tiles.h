@@ -60,7 +60,7 @@ struct Whole {
   AMCT_HD bool has(int) const { return true; }
 };
 
-struct Part {
+struct Piece {
   int first, last;
   AMCT_HD bool has(int k) const { return k >= first && k < last; }
 };
@@ -77,7 +77,7 @@ struct Run {
   AMCT_HD int64_t edge(int i, int vector) const {  // i = 0, 1: where a vector with a part begins
     return i == 0 ? inner_begin - vector : inner_end;
   }
-  AMCT_HD Part part(int i, int vector) const {
+  AMCT_HD Piece piece(int i, int vector) const {
     if (i == 0)
       return {static_cast<int>(begin - edge(0, vector)),
               static_cast<int>(begin == inner_begin ? 0 : least(vector, end - edge(0, vector)))};
@@ -95,7 +95,7 @@ struct RowTask {
 struct RowTiles {
   int64_t outer, channels, inner;
   int64_t shares, per_share;  // of a channel, elements
-  int team;                   // threads: a warp, or a whole block
+  int team;                   // threads: a warp, or all of a block
   Divider by_channels, by_inner, by_width;
 
   // A task is `per_task` elements, or more where there would be more than `most` tasks.
@@ -127,10 +127,11 @@ struct RowTiles {
   }
 
   AMCT_HD int64_t tasks() const { return shares * channels; }
-  AMCT_HD int64_t blocks() const { return ceil_div(tasks() * team, kThreads); }
+  AMCT_HD int threads() const { return team > kThreads ? team : kThreads; }  // of a block
+  AMCT_HD int64_t blocks() const { return ceil_div(tasks() * team, threads()); }
 
   AMCT_HD RowTask task(int64_t block, int thread) const {
-    const int64_t index = block * (kThreads / team) + thread / team;
+    const int64_t index = block * (threads() / team) + thread / team;
     const int64_t share = by_channels.quotient(index);
     const int64_t from = least(share * per_share, outer * inner);
     return {index, index - share * channels, from, least(from + per_share, outer * inner),

@@ -113,8 +113,8 @@ inline std::vector<int64_t> histograms(const DeviceRows& rows, const std::vector
     const Inputs<In, 1> in{{x.const_data_ptr<In>()}};
     const RowTiles tiles(s.outer, s.channels, s.inner, s.groups, V, kThreads, kCountedByBlock,
                          kMostBlocks);
-    launch(x, histograms_kernel<V, In>, tiles.blocks(), kTableEntries * sizeof(uint32_t), in, tiles,
-           unsigned{is_aligned<V>(in[0])}, static_cast<const Extent*>(extents.data_ptr()),
+    launch(x, histograms_kernel<V, In>, {tiles.blocks(), kTableEntries * sizeof(uint32_t)}, in,
+           tiles, unsigned{is_aligned<V>(in[0])}, static_cast<const Extent*>(extents.data_ptr()),
            static_cast<int>(bins), static_cast<unsigned long long*>(counts.data_ptr()));
   });
   const Tensor host = torch::stable::to(counts, torch::headeronly::DeviceType::CPU);

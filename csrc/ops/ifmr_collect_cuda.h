@@ -52,7 +52,7 @@ inline Sketch sketch_of(const Tensor& x) {
   const Tensor used = torch::stable::new_zeros(x, {kPages}, ScalarType::Int);
   dispatch_floating(x, "x", [&](auto tag) {
     using T = decltype(tag);
-    launch(x, sketch_kernel<T>, blocks_for(x.numel()), 0, x.const_data_ptr<T>(), x.numel(),
+    launch(x, sketch_kernel<T>, {blocks_for(x.numel())}, x.const_data_ptr<T>(), x.numel(),
            static_cast<unsigned long long*>(counts.data_ptr()),
            static_cast<unsigned long long*>(sums.data_ptr()),
            static_cast<int32_t*>(used.data_ptr()));
@@ -75,7 +75,7 @@ inline std::vector<float> values_beyond(const Tensor& x, const Tail& tail, bool 
   const Tensor count = torch::stable::new_zeros(x, {1}, ScalarType::Long);
   dispatch_floating(x, "x", [&](auto tag) {
     using T = decltype(tag);
-    launch(x, values_beyond_kernel<T>, blocks_for(x.numel()), 0, x.const_data_ptr<T>(), x.numel(),
+    launch(x, values_beyond_kernel<T>, {blocks_for(x.numel())}, x.const_data_ptr<T>(), x.numel(),
            tail.edge, negative, static_cast<float*>(found.data_ptr()),
            static_cast<unsigned long long*>(count.data_ptr()));
   });

@@ -84,7 +84,7 @@ void walk(const amct::Run& run, int team, int lane, int64_t channel, Visits& vis
        at += int64_t{team} * v)
     for (int k = 0; k < v; ++k) visits.add(at + k, channel, "vector of a row");
   if (lane >= 2) return;
-  const amct::Part part = run.part(lane, v);
+  const amct::Piece part = run.piece(lane, v);
   expect(part.first >= 0 && part.last <= v, "part", visits.description(run.begin));
   for (int k = 0; k < v; ++k)
     if (part.has(k)) visits.add(run.edge(lane, v) + k, channel, "end of a row");

@@ -51,6 +51,8 @@ def emulated(tmp_path_factory):
         [
             *(COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off"),
             *("-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"),
+            "-fsanitize=alignment,bounds,shift,signed-integer-overflow",  # ends the process
+            "-fsanitize-undefined-trap-on-error",
             *("-DUSE_CUDA", "-DAMCT_NO_PYTHON", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
             f"-I{ROOT / 'csrc/tests/emulation'}",
             *("-isystem", torch_folder / "include"),

@@ -5,6 +5,7 @@
 // and give way where they wait for each other. It finds wrong indices, missing barriers that
 // show in some order, barriers that not all threads reach, and reads past the shared memory.
 #pragma once
+#include <torch/csrc/stable/macros.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -24,6 +25,14 @@
 #define __launch_bounds__(...)
 
 using cudaStream_t = void*;
+using cudaError_t = int;
+enum { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = 99 << 10;  // the least of those that have 64-bit atomics and more than 48 KB
+  return 0;
+}
+#undef STD_CUDA_CHECK  // it asks a CUDA build of torch what an error means
+#define STD_CUDA_CHECK(call) static_cast<void>(call)
 using std::max;
 using std::min;
 
@@ -155,6 +164,11 @@ inline void __syncthreads() {
 inline int emulated_lane() { return emulation::block.current % emulation::kWarp; }
 
 template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return emulation::exchange(value, from);
+}
+
+template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulation::exchange(value, emulated_lane() ^ mask);
 }
@@ -165,14 +179,23 @@ T __shfl_down_sync(unsigned, T value, int distance) {
   return emulation::exchange(value, from < emulation::kWarp ? from : emulated_lane());
 }
 
-inline unsigned __ballot_sync(unsigned, bool vote) {
-  unsigned votes = 0;
-  for (int lane = 0; lane < emulation::kWarp; ++lane)
-    votes |= emulation::exchange(vote, lane) ? 1u << lane : 0u;
-  return votes;
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+template <class T>
+T __ldg(const T* from) {
+  return *from;
 }
 
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
 
 template <class T, class U>
 T atomicAdd(T* at, U value) {
