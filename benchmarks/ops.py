@@ -19,8 +19,8 @@ from _timing import fill_free_memory, kept_pages, parser, print_table, start, wr
 
 Group = Callable[[Run], Iterator[Row]]
 
-FRESH: list[Group] = [_fake_quantize.fresh, *_search.FRESH]
 GROUPS: dict[str, list[Group]] = {
+    "fresh": [_fake_quantize.fresh, *_search.FRESH],
     "fake_quantize": _fake_quantize.GROUPS,
     "training": _training.GROUPS,
     "search": _search.GROUPS,
@@ -39,19 +39,19 @@ def main() -> None:
     options = arguments.parse_args()
     facts = start(options)
     run = Run(options.scale, options.repeats)
-
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # says it is deprecated
-
+    parts = options.only or list(GROUPS)
     rows: list[Row] = []
-    if not options.only:  # first, while there are no pages that are kept
-        rows += [row for group in FRESH for row in group(run)]
+    if "fresh" in parts:  # first, while there are no pages that are kept
+        rows += [row for group in GROUPS["fresh"] for row in group(run)]
     with kept_pages():
         fill_free_memory(run.size(FREE_BYTES))
-        for group in [group for part in options.only or GROUPS for group in GROUPS[part]]:
+        for group in [group for part in parts if part != "fresh" for group in GROUPS[part]]:
             fill_free_memory(run.size(FILLED_BYTES))
             rows += group(run)
     print_table(HEADER, [cells(row) for row in rows])
-    print("\n".join(["", "Ratios are other/ours. Missed:", *remarks(rows)]))
+    print("\nRatios are other/ours. What must be reached and is not:")
+    print("\n".join(remarks(rows) or ["nothing"]))
     if options.json:
         write(options.json, facts, [row.document() for row in rows])
 
