@@ -1,10 +1,12 @@
 """The benchmarks run: their own checks of correctness pass and they write what they say."""
 
+import importlib
 import json
 import runpy
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -24,9 +26,32 @@ def run_benchmark(name, arguments, folder, monkeypatch):
 
 
 def test_ops_on_small_sizes(tmp_path, monkeypatch):
-    arguments = ["--scale", "0.002", "--repeats", "1"]
+    # Two threads wait milliseconds for each other where the cores are taken.
+    arguments = ["--scale", "0.002", "--repeats", "1", "--threads", "1"]
     document = run_benchmark("ops.py", arguments, tmp_path, monkeypatch)
-    assert document.keys() == {"machine", "timings"}
+    assert document.keys() == {"date", "command", "commit", "machine", "timings"}
+    ops = {row["op"] for row in document["timings"]}
+    assert {"fake_quantize", "ulq, backward", "arq_fake_quantize", "ifmr", "hfmg, update"} <= ops
+    [same] = [row for row in document["timings"] if row["op"] == "same bits"]
+    assert same["must"] == "met", same["why"]
+
+
+def test_what_is_missed_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    case = importlib.import_module("_case")
+    targets = case.Target("peer", 3, 5), case.Target("ns", 1.5)  # at least, at most
+    row = case.Row("op", "of", {"peer": 4.0, "ns": 2.0}, "ATen", targets=targets)
+    assert row.missed("must") == ["ns 2, not 1.5"]
+    assert row.missed("stretch") == ["ATen 4, not 5"]
+
+
+def test_a_result_that_was_not_written_is_found(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    case = importlib.import_module("_case")
+    case.require_same("op", torch.ones(2), torch.ones(2))
+    for wrong in (torch.tensor([1.0, torch.nan]), torch.ones(2).half(), torch.ones(1)):
+        with pytest.raises(SystemExit, match="nothing is timed"):
+            case.require_same("op", wrong, torch.ones(2))
 
 
 def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
@@ -47,7 +72,7 @@ def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
 
 def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
-    reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
+    reads = {t["name"]: t["host_reads"] for t in document["timings"]}
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
 
 

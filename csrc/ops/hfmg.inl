@@ -19,7 +19,11 @@
 #include "../loops.h"
 #include "../quant_math.h"
 #include "../rows.h"
+#include "hfmg_bins.h"
 #include "hfmg_search.h"
+#if defined(USE_CUDA)
+#include "hfmg_cuda.h"
+#endif
 
 namespace amct {
 namespace AMCT_DEVICE_NS {
@@ -33,31 +37,11 @@ inline void check_num_of_bins(int64_t n) {
                                 std::to_string(n));
 }
 
-struct Extent {
-  float lo, hi;
-  bool empty() const { return lo > hi; }
-};
+#if !defined(USE_CUDA)
 
-constexpr Extent kNoValues{std::numeric_limits<float>::infinity(),
-                           -std::numeric_limits<float>::infinity()};
-
-// Bins of [lo, hi] as torch.histc numbers them; `unit` keeps the product within float32.
-struct Binning {
-  float lo, width, bins, unit;
-  AMCT_HD Binning(Extent e, int64_t n) : bins(static_cast<float>(n)) {
-    constexpr float kLarge = 1.0e30f;
-    unit = e.hi - e.lo > kLarge ? 1.0f / (1 << 28) : 1.0f;
-    lo = e.lo * unit;
-    width = e.hi * unit - lo;
-  }
-  // A constant lies in the middle, for torch.histc widens its range by 1 on both sides.
-  AMCT_HD int32_t bin(float x) const {
-    const float place = width > 0 ? (x * unit - lo) * bins / width : bins / 2;
-    return static_cast<int32_t>(place < bins - 1 ? place : bins - 1);
-  }
-};
-
-#if !defined(__CUDACC__)
+inline Rows histogram_rows(const Tensor& x, std::optional<int64_t> axis) {
+  return rows_of(x, axis);
+}
 
 // Smallest and largest value; false if one is not finite.
 inline AMCT_CLONES bool extend(const float* x, int64_t n, Extent& e) {
@@ -130,77 +114,6 @@ inline std::vector<int64_t> histograms(const Rows& rows, const std::vector<Exten
   return counts;
 }
 
-#else
-
-constexpr int64_t kPerBlock = 65536;  // values worth a block of their own
-
-// keys[row] holds the largest ~key and the largest key of a row, from zeros.
-__global__ void extents_kernel(const float* x, int64_t length, int64_t blocks, uint32_t* keys) {
-  const int64_t row = blockIdx.x / blocks, step = blocks * blockDim.x;
-  uint32_t lo = 0, hi = 0;
-  for (int64_t i = blockIdx.x % blocks * blockDim.x + threadIdx.x; i < length; i += step) {
-    const uint32_t key = sort_key(x[row * length + i]);
-    lo = max(lo, ~key);
-    hi = max(hi, key);
-  }
-  atomicMax(keys + 2 * row, lo);
-  atomicMax(keys + 2 * row + 1, hi);
-}
-
-__global__ void histograms_kernel(const float* x, int64_t length, int64_t blocks,
-                                  const Extent* ranges, int n, unsigned long long* counts) {
-  extern __shared__ uint32_t table[];
-  const int64_t row = blockIdx.x / blocks, step = blocks * blockDim.x;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) table[i] = 0;
-  __syncthreads();
-  const Binning binning(ranges[row], n);
-  for (int64_t i = blockIdx.x % blocks * blockDim.x + threadIdx.x; i < length; i += step)
-    atomicAdd(table + binning.bin(x[row * length + i]), 1u);
-  __syncthreads();
-  for (int i = threadIdx.x; i < n; i += blockDim.x)
-    if (table[i] != 0) atomicAdd(counts + row * n + i, table[i]);
-}
-
-inline int64_t blocks_per_row(const Rows& rows) {
-  return std::clamp<int64_t>(rows.length / kPerBlock, 1, int64_t{1} << 30);
-}
-
-inline std::vector<Extent> extents(const Rows& rows) {
-  torch::stable::accelerator::DeviceGuard guard(rows.data.get_device_index());
-  const int64_t blocks = blocks_per_row(rows);
-  const Tensor keys = torch::stable::new_zeros(rows.data, {rows.count, 2}, ScalarType::Int);
-  extents_kernel<<<static_cast<unsigned>(rows.count * blocks), kThreads, 0, stream_of(rows.data)>>>(
-      rows.row(0), rows.length, blocks, static_cast<uint32_t*>(keys.data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  const Tensor host = torch::stable::to(keys, torch::headeronly::DeviceType::CPU);
-  const int32_t* key = host.const_data_ptr<int32_t>();
-  std::vector<Extent> result(rows.count);
-  for (int64_t c = 0; c < rows.count; ++c) {
-    result[c] = {value_of_sort_key(~static_cast<uint32_t>(key[2 * c])),
-                 value_of_sort_key(static_cast<uint32_t>(key[2 * c + 1]))};
-    STD_TORCH_CHECK(std::isfinite(result[c].lo) && std::isfinite(result[c].hi),
-                    "x must be finite, got NaN or infinity");
-  }
-  return result;
-}
-
-inline std::vector<int64_t> histograms(const Rows& rows, const std::vector<Extent>& ranges,
-                                       int64_t n) {
-  torch::stable::accelerator::DeviceGuard guard(rows.data.get_device_index());
-  const int64_t blocks = blocks_per_row(rows);
-  Tensor host_ranges = torch::stable::empty({rows.count, 2}, ScalarType::Float);
-  std::memcpy(host_ranges.mutable_data_ptr<float>(), ranges.data(), rows.count * sizeof(Extent));
-  const Tensor device_ranges = torch::stable::to(host_ranges, rows.data.device());
-  const Tensor counts = torch::stable::new_zeros(rows.data, {rows.count, n}, ScalarType::Long);
-  histograms_kernel<<<static_cast<unsigned>(rows.count * blocks), kThreads, n * sizeof(uint32_t),
-                      stream_of(rows.data)>>>(
-      rows.row(0), rows.length, blocks, static_cast<const Extent*>(device_ranges.data_ptr()),
-      static_cast<int>(n), static_cast<unsigned long long*>(counts.data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  const Tensor host = torch::stable::to(counts, torch::headeronly::DeviceType::CPU);
-  const int64_t* data = host.const_data_ptr<int64_t>();
-  return {data, data + rows.count * n};
-}
 #endif
 
 // floor(a / b) as Python's // takes it for floats, a >= 0, b > 0: from an exact remainder.
@@ -294,7 +207,7 @@ std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, co
                                        std::optional<int64_t> axis) {
   check_not_empty(x);
   const Histograms old = checked(ranges, counts);
-  const Rows rows = rows_of(x, axis);
+  const auto rows = histogram_rows(x, axis);
   STD_TORCH_CHECK(rows.count == old.rows(), "x must have ", old.rows(), " channels, got ",
                   rows.count);
   std::vector<Extent> now = extents(rows);
@@ -304,7 +217,7 @@ std::tuple<Tensor, Tensor> hfmg_update(const Tensor& x, const Tensor& ranges, co
   return new_histograms(now, sums);
 }
 
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
 
 std::tuple<Tensor, Tensor> hfmg_merge(const Tensor& ranges, const Tensor& counts,
                                       const Tensor& other_ranges, const Tensor& other_counts) {
@@ -387,7 +300,7 @@ std::tuple<Tensor, Tensor> hfmg(const Tensor& x, int64_t num_bits, bool asymmetr
 STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
   m.impl("hfmg", TORCH_BOX(&hfmg));
   m.impl("hfmg_update", TORCH_BOX(&hfmg_update));
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
   m.impl("hfmg_merge", TORCH_BOX(&hfmg_merge));
   m.impl("hfmg_search", TORCH_BOX(&hfmg_search));
 #endif

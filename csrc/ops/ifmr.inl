@@ -21,7 +21,7 @@
 #include "ifmr_collect.inl"
 #include "ifmr_search.h"
 #include "ifmr_sketch.h"
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
 #include "ifmr_bounds.h"
 #endif
 
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ifmr_collect(const Tensor& x_
   return {sketch.pages, sketch.counts, sketch.sums, tensor_of(found.low), tensor_of(found.high)};
 }
 
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
 
 std::tuple<Tensor, Tensor, bool> ifmr_search(const Tensor& pages, const Tensor& counts,
                                              const Tensor& sums, const Tensor& low,
@@ -211,7 +211,7 @@ std::tuple<Tensor, Tensor> ifmr(const Tensor& x, int64_t num_bits, bool asymmetr
 STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
   m.impl("ifmr", TORCH_BOX(&ifmr));
   m.impl("ifmr_collect", TORCH_BOX(&ifmr_collect));
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
   m.impl("ifmr_search", TORCH_BOX(&ifmr_search));
 #endif
 }

@@ -110,7 +110,7 @@ AMCT_HD float level(float x, const Candidate& c) {
   return rint_even(clamp(x, c.lo, c.hi) / c.scale) * c.scale;
 }
 
-#if !defined(__CUDACC__)
+#if !defined(USE_CUDA)
 // L of one candidate, in a fixed order of additions.
 inline AMCT_CLONES double ifmr_loss(const float* x, int64_t n, const Candidate c) {
   double lanes[kLanes] = {};

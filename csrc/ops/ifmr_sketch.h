@@ -161,6 +161,11 @@ inline std::vector<float> completed(const Tail& tail, std::vector<float> values,
   return values;
 }
 
+// Values beyond one of two edges, none of which is zero.
+struct Extremes {
+  std::vector<float> low, high;
+};
+
 // Calls body(i) for every byte of n that is set; bytes are read by eights.
 template <class Body>
 void for_each_mark(const uint8_t* marks, int n, Body&& body) {
