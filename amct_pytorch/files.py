@@ -6,6 +6,7 @@ Text is read here too, as UTF-8 whatever the machine's locale.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import shutil
@@ -108,6 +109,21 @@ def read_text(path: str, error: Callable[[str], Exception] = ValueError) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: expected UTF-8 text ({reason})") from None
+
+
+def content_bytes(content: Content) -> bytes:
+    """All that a file with this content has in it.
+
+    >>> content_bytes("text"), content_bytes(lambda file: file.write(b"written"))
+    (b'text', b'written')
+    """
+    if isinstance(content, str):
+        return content.encode()
+    if isinstance(content, bytes):
+        return content
+    file = io.BytesIO()
+    content(file)
+    return file.getvalue()
 
 
 def write_files(files: Mapping[str, Content], *, warn_replaced: bool = True) -> None:

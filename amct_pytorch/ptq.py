@@ -193,7 +193,7 @@ def quantize_model(
         follow_adaround(model, prepared, weights, calibration, rounded, progress)
     keep_record(model, keeper)
     contents = model_files(modified, modfied_onnx_file)
-    files = {**contents, record_file: keeper.records().dumps()}
+    files = {**contents, record_file: keeper.text(keeper.records())}
     write_files(files, warn_replaced=not balance)  # the balance factors of a record are kept
     return model
 

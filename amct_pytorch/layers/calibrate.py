@@ -126,11 +126,13 @@ def check_activation(name: str, x: Tensor) -> None:
 
 def why_too_small(what: str, x: Tensor, scale: float) -> str:
     """Why `scale` cannot stand for the range of `x`, or an empty text."""
-    largest = float(x.abs().amax()) if x.numel() else 0.0
     # Ops give scale 1 to ranges under the floor; that must not erase a signal silently.
-    if scale == 1.0 and 0.0 < largest < 0.5:
-        return (
-            f"its {what} range is real but tiny (largest magnitude {largest:.3g}), "
-            "below what a scale can express"
-        )
-    return ""
+    if scale != 1.0 or not x.numel():
+        return ""
+    largest = max(abs(float(end)) for end in x.aminmax())
+    if not 0.0 < largest < 0.5:
+        return ""
+    return (
+        f"its {what} range is real but tiny (largest magnitude {largest:.3g}), "
+        "below what a scale can express"
+    )

@@ -86,6 +86,8 @@ class KVObserver:
 
     def _warn_of_tiny(self, x: Tensor, scale: Tensor) -> None:
         # Ops give scale 1 to ranges under the floor; that must not erase a signal silently.
+        if not (scale == 1).any():
+            return
         largest = x.detach().abs().reshape(-1, scale.numel()).amax(0)  # one for each factor
         count = int(((scale == 1) & (largest > 0) & (largest < _LEAST_SIGNAL)).sum())
         if count:

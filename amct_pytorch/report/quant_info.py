@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from ..files import Content
+from ..files import Content, content_bytes
 from ..search.model_search import ModelSearch
 from ..search.output_paths import OutputPaths
 from ..search.result import Trial
@@ -23,9 +23,7 @@ def describe_graph(
     search: ModelSearch, winner: Trial, models: Mapping[str, Content], paths: OutputPaths
 ) -> dict[str, Any]:
     """The content of the file, for the models that are written to `paths`."""
-    deploy = models[paths.models["deploy"]]
-    assert isinstance(deploy, bytes)
-    graph = onnx.load_from_string(deploy).graph
+    graph = onnx.load_from_string(content_bytes(models[paths.models["deploy"]])).graph
     quants = {n.output[0]: n.name for n in graph.node if n.op_type == "AscendQuant"}
     inputs = {n.name: n.input[0] for n in graph.node if n.input}
     fused: dict[str, list[str]] = {}

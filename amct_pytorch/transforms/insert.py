@@ -35,6 +35,8 @@ class RecordKeeper:
     with_record: Callable[[], Files] | None = None  # to write at the end, at once with the record
     _inside_forward: int = field(default=0, init=False)
     _complete: bool = field(default=False, init=False)
+    _known: Records | None = field(default=None, init=False)
+    _text: str = field(default="", init=False)  # of _known
 
     def observed(self) -> None:
         """A layer has seen a batch."""
@@ -58,13 +60,20 @@ class RecordKeeper:
         records = self.records()
         finished = not records.progress
         others = self.with_record() if finished and self.with_record is not None else {}
-        write_files({**others, self.path: records.dumps()}, warn_replaced=False)
+        write_files({**others, self.path: self.text(records)}, warn_replaced=False)
         self._complete = finished
         if finished:
             self.with_record = None
             text = "%s is left float: %s (its weights stay rounded; skip it to keep them exact)"
             for name, reason in self.calibration.left_float.items():
                 logger.warning(text, name, reason)
+
+    def text(self, records: Records) -> str:
+        """What the file says. Most batches change the progress alone, and the rest is long."""
+        known = replace(records, progress={})
+        if known != self._known:
+            self._known, self._text = known, known.dumps()
+        return Records({}, records.progress).dumps() + self._text
 
     def records(self) -> Records:
         return records_so_far(self.weights, self.calibration, self.path)

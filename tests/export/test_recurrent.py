@@ -1,7 +1,5 @@
 """LSTM and GRU: one operator of the NPU in deploy, quantized inputs and constants in fake_quant."""
 
-import io
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,6 +12,7 @@ from torch import nn
 
 from amct_pytorch.export.graphs import graph_files
 from amct_pytorch.export.verify import run_deploy
+from amct_pytorch.files import content_bytes
 from amct_pytorch.graph.options import ExportOptions
 from amct_pytorch.records import LayerRecord, Records
 from amct_pytorch.steps import capture_model, name_layers
@@ -78,10 +77,7 @@ class Case:
         name_layers(captured, facts)
         paths = {"deploy": "deploy", "fake_quant": "fake_quant"}
         files = graph_files(captured.model, Records({"rnn": self.record, **others}), paths)
-        contents = [io.BytesIO() for _ in paths]
-        for form, content in zip(paths, contents, strict=True):
-            files[form](content)
-        return [onnx.load_from_string(content.getvalue()) for content in contents]
+        return [onnx.load_from_string(content_bytes(files[form])) for form in paths]
 
     @property
     def feeds(self):
