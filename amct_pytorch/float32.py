@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+_POWERS = np.array([float(f"1e{places}") for places in range(23)])  # of ten, all exact
 
 
 def shortest(values: Sequence[float]) -> list[float]:
@@ -19,9 +22,28 @@ def shortest(values: Sequence[float]) -> list[float]:
     result = exact.astype(np.float64)
     pending = np.arange(exact.size)
     for digits in range(6, 10):
-        style = f".{digits}g"
-        result[pending] = [float(format(x, style)) for x in exact[pending].tolist()]
+        result[pending] = _rounded(exact[pending].astype(np.float64), digits)
         # A NaN is never equal to itself: it stays pending and stays a NaN.
         pending = pending[result[pending].astype(np.float32) != exact[pending]]
     decimals: list[float] = result.tolist()
     return decimals
+
+
+def _rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
+    """The doubles next to the decimals with so many digits that are next to `values`."""
+    with np.errstate(all="ignore"):
+        places = digits - 1 - np.floor(np.log10(np.abs(values)))
+        sure = (places >= 0) & (places < len(_POWERS))
+        power = _POWERS[np.where(sure, places, 0).astype(np.intp)]
+        shifted = values * power
+        whole = np.rint(shifted)
+        result: NDArray[np.float64] = (
+            whole / power
+        )  # of two exact numbers, so the double that float() reads
+        # A product next to a tie may be on the wrong side of it, and one next to a power of ten
+        # may have a digit too many or too few.
+        sure &= (np.abs(shifted - whole) < 0.499) & (np.abs(whole) < 10**digits)
+        sure &= np.abs(whole) > 10 ** (digits - 1)
+    style = f".{digits}g"
+    result[~sure] = [float(format(x, style)) for x in values[~sure].tolist()]
+    return result

@@ -19,6 +19,7 @@ from .records import Records
 from .steps import (
     capture_model,
     check_types,
+    collector_paused,
     copy_model,
     follow_adaround,
     list_float_layers,
@@ -33,6 +34,7 @@ from .transforms.insert import Files, RecordKeeper, keep_record
 logger = logging.getLogger(__name__)
 
 
+@collector_paused()
 def create_quant_config(
     config_file: str,
     model: nn.Module,
@@ -95,6 +97,7 @@ def create_quant_config(
 
 
 @outside_inference_mode()
+@collector_paused()
 def quantize_model(
     config_file: str,
     modfied_onnx_file: str,
@@ -195,6 +198,7 @@ def quantize_model(
     return model
 
 
+@collector_paused()
 def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None:
     """Writes the deploy and the fake_quant ONNX model of a calibrated model.
 

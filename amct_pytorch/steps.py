@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -163,6 +164,22 @@ def outside_inference_mode() -> Iterator[None]:
     kept = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(kept):
         yield
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Cycles are not looked for inside: graphs are many objects in cycles that are all in use.
+
+    Making them would let the collector go through all objects of the process again and again, and
+    keep them as old ones; when this ends they are young and out of use.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def copy_model(model: nn.Module, required: bool = True) -> nn.Module:

@@ -9,60 +9,31 @@ README.md beside this file.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import machine, resnet18
+from _common import resnet18
+from _peers import QMAX, QMIN, eager_lsq, torch_learnable
+from _timing import measure, parser, print_table, start, write
 from torch import Tensor, nn
 
 import amct_pytorch as amct
 from amct_pytorch.layers.run import run_layer
 
-QMIN, QMAX = -128, 127
 SYNCS = ("aten::_local_scalar_dense", "aten::is_nonzero")
 
 Step = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """The median of one candidate, and its ratio to the float step of the same round."""
-
-    candidate: str
-    seconds: float
-    ratio: float
-    host_reads: int  # in one step
-
-
 # ---- peers ----
 
 
-def eager_lsq(x: Tensor, scale: Tensor) -> Tensor:
-    """Learned step size quantization (Esser et al. 2020), one scale or one per output channel."""
-    gradient = 1.0 / (x.numel() * QMAX / scale.numel()) ** 0.5
-    scale = scale * gradient + (scale * (1 - gradient)).detach()
-    shaped = scale.reshape(-1, *[1] * (x.dim() - 1)) if scale.numel() > 1 else scale
-    codes = (x / shaped).clamp(QMIN, QMAX)
-    return (codes + (codes.round() - codes).detach()) * shaped
-
-
 compiled_lsq = torch.compile(eager_lsq, dynamic=False)
-
-
-def torch_learnable(x: Tensor, scale: Tensor) -> Tensor:
-    zeros, factor = torch.zeros_like(scale), 1.0
-    if scale.numel() == 1:
-        return torch._fake_quantize_learnable_per_tensor_affine(x, scale, zeros, QMIN, QMAX, factor)
-    return torch._fake_quantize_learnable_per_channel_affine(x, scale, zeros, 0, QMIN, QMAX, factor)
 
 
 class PeerLayer(nn.Module):
@@ -138,42 +109,14 @@ def host_reads(step: Step) -> int:
     return sum(event.count for event in profiler.key_averages() if event.key in SYNCS)
 
 
-def measure(steps: dict[str, Step], repeats: int) -> list[Timing]:
-    """Medians over rounds in which every candidate makes one step; the first rounds warm up."""
-    rounds = []
-    for _ in range(2 + repeats):
-        seconds = {}
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            seconds[name] = time.perf_counter() - begin
-        rounds.append(seconds)
-    rounds = rounds[2:]
-    return [
-        Timing(
-            name,
-            statistics.median(r[name] for r in rounds),
-            statistics.median(r[name] / r["float"] for r in rounds),
-            host_reads(step),
-        )
-        for name, step in steps.items()
-    ]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file to write the results to")
-    parser.add_argument("--repeats", type=int, help="rounds (default 9, quick 1)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
-    parser.add_argument("--quick", action="store_true", help="a small model, to see that it runs")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    arguments = parser(__doc__)
+    arguments.add_argument("--quick", action="store_true", help="a small model and one round")
+    options = arguments.parse_args()
+    facts = start(options)
     amct.set_logging_level("error", "error")
     width, size, batch = (4, 32, 2) if options.quick else (64, 224, 8)
 
-    facts = machine()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
     model = resnet18(width)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
     candidates = {
@@ -185,13 +128,19 @@ def main() -> None:
         "eager LSQ": with_peer(model, eager_lsq),
     }
     steps = {name: step_of(candidate, images, labels) for name, candidate in candidates.items()}
-    timings = measure(steps, options.repeats or (1 if options.quick else 9))
-    print(f"{'step':<32} {'seconds':>8} {'to float':>9} {'host reads':>11}")
-    for t in timings:
-        print(f"{t.candidate:<32} {t.seconds:8.3f} {t.ratio:8.2f}x {t.host_reads:11d}")
+    timings = measure(steps, 1 if options.quick else options.repeats)
+    reads = {name: host_reads(step) for name, step in steps.items()}
+    print_table(
+        ("step", "seconds", "spread", "to float", "host reads"),
+        [
+            (name, f"{t.ms / 1e3:.3f}", f"{t.spread:.0%}", f"{t.ratio:.2f}x", str(reads[name]))
+            for name, t in timings.items()
+        ],
+        words=1,
+    )
     if options.json:
-        rows = [asdict(timing) for timing in timings]
-        options.json.write_text(json.dumps({"machine": facts, "timings": rows}, indent=2) + "\n")
+        rows = [{**asdict(t), "host_reads": reads[name]} for name, t in timings.items()]
+        write(options.json, facts, rows)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
   m.def(
       "hfmg_search(Tensor ranges, Tensor counts, int num_bits, bool asymmetric) -> (Tensor scale, "
       "Tensor offset)");
+  m.def("quantization_errors(Tensor x, Tensor scale, Tensor offset, int num_bits) -> Tensor");
   m.def("shift_errors(Tensor out, Tensor deq_scale, int? axis) -> Tensor");
   m.def("similarity_sums(Tensor a, Tensor b) -> Tensor");
   m.def(

@@ -15,8 +15,9 @@
 //     float operator()(Channel, const float (&in)[N], double (&out)[K]) const;  // map_sum
 //   };
 //
-// g++: loops cloned for x86-64-v4, v3 and baseline, on torch's own thread pool.
-// nvcc: grid-stride kernels on the current stream of the input's device.
+// The constants of a channel are floats, or as long as floats. loops_cpu.h: tiles in registers, for
+// AVX-512, AVX2 or the baseline, on torch's own thread pool. loops_cuda.h: kernels on the current
+// stream of the input's device.
 // The order of additions is fixed here, once: a sum has the same bits for every
 // instruction set and any number of threads (CPU) and from run to run (CUDA).
 #pragma once

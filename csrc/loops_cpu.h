@@ -1,243 +1,189 @@
 // loops_cpu.h - the loops of loops.h on torch's own thread pool.
+//
+// Rows that are long, or few, run one by one with the constants of their channel in registers.
+// Others run as one line of memory, with the constants of every element of the line in a table.
 #pragma once
-#include "loops_common.h"
+#include <memory>
+#include <numeric>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-#define AMCT_CLONES \
-  __attribute__((noinline, target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#define AMCT_F16C 1
-#else
-#define AMCT_CLONES __attribute__((noinline))
-#define AMCT_F16C 0
-#endif
+#include "cpu_isa.h"
 
 namespace amct {
-constexpr int kBlock = 256;          // elements converted at a time; stays in L1
-constexpr int kLanes = 16;           // running sums of a chunk
-constexpr int64_t kChunk = 16384;    // elements of one partial sum
-constexpr int64_t kGrain = 32768;    // elements below which a thread is not worth starting
-constexpr int64_t kShortRow = 64;    // elements below which a row is not worth its running sums
+
+constexpr int kBlock = 256;        // elements converted at a time, where that takes a buffer
+constexpr int64_t kChunk = 16384;  // elements of one partial sum
+constexpr int64_t kGrain = 32768;  // elements below which a thread is not worth starting
+constexpr int64_t kShortRow = 32;  // rows are always in a table below,
+constexpr int64_t kLongRow = 256;  // and never from here on,
+constexpr int64_t kRepeats = 4;    // between, where each constant is used as often,
+constexpr int64_t kLargeTable =
+    1 << 16;  // unless there are more of them: the caches would overflow
+constexpr int64_t kStreamed = int64_t{16} << 20;  // bytes of a result that is not worth caching
 constexpr int64_t kLeastLines = 16;  // of one partial sum for each channel, which takes memory
 
-#if AMCT_F16C
-inline bool has_f16c() {
-  static const bool yes = [] {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-  }();
-  return yes;
-}
-
-__attribute__((noinline, target("avx2,f16c"))) inline void widen_f16c(const half* src, float* dst,
-                                                                      int n) {
-  int i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(dst + i,
-                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i))));
-  for (; i < n; ++i) dst[i] = _cvtsh_ss(src[i].x);
-}
-
-__attribute__((noinline, target("avx2,f16c"))) inline void narrow_f16c(const float* src, half* dst,
-                                                                       int n) {
-  int i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
-  for (; i < n; ++i) dst[i].x = _cvtss_sh(src[i], _MM_FROUND_TO_NEAREST_INT);
-}
-#endif
-
 template <class T>
-AMCT_CLONES void convert_plain(const T* src, float* dst, int n) {
-  for (int i = 0; i < n; ++i) dst[i] = static_cast<float>(src[i]);
+void widen(const T* from, float* to, int n) {
+  with_isa([&](auto isa) { decltype(isa)::widen(from, to, n); });
 }
 
-template <class T>
-AMCT_CLONES void convert_plain(const float* src, T* dst, int n) {
-  for (int i = 0; i < n; ++i) dst[i] = static_cast<T>(src[i]);
-}
+// The constants of the elements of a run: of one channel,
+template <class Channel>
+struct OneChannel {
+  Channel channel;
+  AMCT_HD const Channel& at(int64_t) const { return channel; }
+  OneChannel from(int64_t) const { return *this; }
+};
 
-template <class T>
-void widen(const T* src, float* dst, int n) {
-#if AMCT_F16C
-  if constexpr (std::is_same_v<T, half>)
-    if (has_f16c()) return widen_f16c(src, dst, n);
-#endif
-  convert_plain(src, dst, n);
-}
-
-template <class T>
-void narrow(const float* src, T* dst, int n) {
-#if AMCT_F16C
-  if constexpr (std::is_same_v<T, half>)
-    if (has_f16c()) return narrow_f16c(src, dst, n);
-#endif
-  convert_plain(src, dst, n);
-}
-
-// n elements of one channel.
-template <int N, class F, class Channel>
-AMCT_CLONES void map_row(const F f, const Channel channel, const Inputs<float, N> in, float* out,
-                         int64_t n) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    float v[N];
-    for (int k = 0; k < N; ++k) v[k] = in[k][i];
-    out[i] = f(channel, v);
+// or of many: member k of element i is floats[k * stride + i].
+template <class Channel>
+struct ManyChannels {
+  static constexpr int kMembers = sizeof(Channel) / sizeof(float);
+  static_assert(std::is_trivially_copyable_v<Channel> && sizeof(Channel) % sizeof(float) == 0);
+  const float* floats;
+  int64_t stride;
+  AMCT_HD Channel at(int64_t i) const {
+    float members[kMembers];
+    for (int k = 0; k < kMembers; ++k) members[k] = floats[k * stride + i];
+    Channel channel;
+    std::memcpy(&channel, members, sizeof channel);
+    return channel;
   }
+  ManyChannels from(int64_t i) const { return {floats + i, stride}; }
+};
+
+// The constants of a line: one row of every channel of a group, several times if that is short, so
+// that a line is whole tiles.
+template <class F>
+class Table {
+ public:
+  using Constants = ManyChannels<ChannelOf<F>>;
+
+  Table(const F& f, const Shape& s, int64_t group) {
+    constexpr int kMembers = Constants::kMembers;
+    const int64_t line = s.width() * s.inner, whole = line * (kLanes / std::gcd(line, kLanes));
+    length_ = whole > kLong ? line : (kLong + whole - 1) / whole * whole;
+    tiles_.reset(new Tile[static_cast<size_t>(kMembers * tiles())]);
+    for (int64_t c = 0; c < s.width(); ++c) {
+      const auto channel = f.channel(group * s.width() + c);
+      float members[kMembers];
+      std::memcpy(members, &channel, sizeof channel);
+      for (int k = 0; k < kMembers; ++k) std::fill_n(member(k) + c * s.inner, s.inner, members[k]);
+    }
+    for (int k = 0; k < kMembers; ++k)  // to the end of the last tile
+      for (int64_t i = line; i < stride(); ++i) member(k)[i] = member(k)[i - line];
+  }
+
+  int64_t length() const { return length_; }
+  Constants constants() const { return {member(0), stride()}; }
+
+ private:
+  static constexpr int64_t kLong = 2048;
+  struct alignas(sizeof(float) * kLanes) Tile {
+    float lanes[kLanes];
+  };
+
+  int64_t tiles() const { return length_ / kLanes + 1; }  // of a member
+  int64_t stride() const { return tiles() * kLanes; }
+  float* member(int k) const { return tiles_[static_cast<size_t>(k * tiles())].lanes; }
+
+  int64_t length_;
+  std::unique_ptr<Tile[]> tiles_;
+};
+
+inline bool in_table(const Shape& s) {
+  if (s.channels == 1 || s.inner >= kLongRow) return false;
+  return s.inner < kShortRow || (s.outer >= kRepeats && s.width() * s.inner <= kLargeTable);
 }
 
-// n elements of the consecutive channels first, first + 1, ...
-template <int N, class F>
-AMCT_CLONES void map_channels(const F f, int64_t first, const Inputs<float, N> in, float* out,
-                              int64_t n) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    float v[N];
-    for (int k = 0; k < N; ++k) v[k] = in[k][i];
-    out[i] = f(f.channel(first + i), v);
-  }
+template <class Out>
+bool is_streamed(int64_t numel) {
+  return numel * static_cast<int64_t>(sizeof(Out)) >= kStreamed;
+}
+
+// Elements before the first whose tile can be streamed.
+template <class Out>
+int64_t unaligned(const Out* out) {
+  constexpr uintptr_t kTile = kLanes * sizeof(Out);
+  const uintptr_t beyond = reinterpret_cast<uintptr_t>(out) % kTile;
+  return beyond == 0 ? 0 : static_cast<int64_t>((kTile - beyond) / sizeof(Out));
 }
 
 template <class In, int N, class Out, class F>
 void map(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, const F& f) {
-  // Runs body(inputs, output, done, count) on float views of elements [begin, begin + n).
-  auto in_float = [&](int64_t begin, int64_t n, auto&& body) {
-    constexpr bool plain_in = std::is_same_v<In, float>, plain_out = std::is_same_v<Out, float>;
-    float read[plain_in ? 1 : N][plain_in ? 1 : kBlock], written[plain_out ? 1 : kBlock];
-    const int64_t step = plain_in && plain_out ? n : kBlock;
-    for (int64_t done = 0; done < n; done += step) {
-      const int64_t count = std::min(step, n - done), at = begin + done;
-      Inputs<float, N> src;
-      for (int k = 0; k < N; ++k) {
-        if constexpr (plain_in) {
-          src[k] = in[k] + at;
-        } else {
-          widen(in[k] + at, read[k], static_cast<int>(count));
-          src[k] = read[k];
+  if (s.numel() == 0) return;
+  const bool streamed = is_streamed<Out>(s.numel());
+  with_isa([&](auto isa) {
+    const auto run = [&](const auto& constants, int64_t i, int64_t n) {
+      const auto part = [&](int64_t from, int64_t count, bool stream) {
+        decltype(isa)::template map_run<N>(f, constants.from(from), advanced(in, i + from),
+                                           out + i + from, count, stream);
+      };
+      const int64_t head = streamed ? std::min(n, unaligned(out + i)) : 0;
+      if (head > 0) part(0, head, false);
+      part(head, n - head, streamed);
+    };
+    if (!in_table(s)) {
+      torch::stable::parallel_for(0, s.numel(), kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t n; begin < end; begin += n) {
+          const int64_t row = begin / s.inner;
+          n = std::min(end, (row + 1) * s.inner) - begin;
+          run(OneChannel<ChannelOf<F>>{f.channel(s.channel_of(row))}, begin, n);
         }
-      }
-      if constexpr (plain_out) {
-        body(src, out + at, done, count);
-      } else {
-        body(src, written, done, count);
-        narrow(written, out + at, static_cast<int>(count));
-      }
+      });
+      return;
     }
-  };
-  torch::stable::parallel_for(0, s.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      int64_t n;
-      if (s.inner == 1) {
-        const int64_t first = s.channel_of(begin);
-        n = std::min(end - begin, s.width() - begin % s.width());
-        in_float(begin, n, [&](const auto& src, float* dst, int64_t done, int64_t count) {
-          map_channels<N>(f, first + done, src, dst, count);
-        });
-      } else {
-        const int64_t row = begin / s.inner;
-        const auto channel = f.channel(s.channel_of(row));
-        n = std::min(end, (row + 1) * s.inner) - begin;
-        in_float(begin, n, [&](const auto& src, float* dst, int64_t, int64_t count) {
-          map_row<N>(f, channel, src, dst, count);
-        });
-      }
-      begin += n;
+    const int64_t of_group = s.numel() / s.groups;
+    for (int64_t group = 0; group < s.groups; ++group) {
+      const Table<F> table(f, s, group);
+      torch::stable::parallel_for(0, of_group, kGrain, [&](int64_t begin, int64_t end) {
+        const int64_t line = table.length();
+        for (int64_t n; begin < end; begin += n) {
+          const int64_t place = begin % line, i = group * of_group + begin;
+          if (place == 0 && end - begin >= kLines * line) {
+            n = kLines * line;
+            decltype(isa)::template map_lines<N>(
+                f, table.constants(), advanced(in, i), out + i, line,
+                streamed && unaligned(out + i) == 0 && line % kLanes == 0);
+          } else {
+            n = std::min(end - begin, line - place);
+            run(table.constants().from(place), i, n);
+          }
+        }
+      });
     }
   });
 }
 
-// One block of a sum: the terms first (vectorised), then kLanes running sums. `y` is what is
-// mapped on the way, of no use (kBlock elements) in a plain sum.
-template <int K, int M, int N, class F, class Channel>
-AMCT_CLONES void sum_block(const F f, const Channel channel, const Inputs<float, N> in, float* y,
-                           int n, double (&lanes)[K][kLanes]) {
-  double terms[K][kBlock];
-#pragma GCC ivdep
-  for (int i = 0; i < n; ++i) {
-    float v[N];
-    double t[K];
-    for (int k = 0; k < N; ++k) v[k] = in[k][i];
-    y[i] = apply<K, N>(f, channel, v, t);
-    for (int k = 0; k < K; ++k) terms[k][i] = t[k];
-  }
-  for (int k = 0; k < K; ++k) {
-    for (int i = n; i < (n + kLanes - 1) / kLanes * kLanes; ++i) terms[k][i] = 0;
-    double running[kLanes];  // in registers, which `lanes` may not be
-    std::copy(lanes[k], lanes[k] + kLanes, running);
-    for (int i = 0; i < n; i += kLanes)
-      for (int j = 0; j < kLanes; ++j) accumulate<K, M>(running[j], terms[k][i + j], k);
-    std::copy(running, running + kLanes, lanes[k]);
-  }
-}
-
-// n elements in rows of `inner`, of the consecutive channels first, first + 1, ...; total[k]
-// of a channel is totals[k * stride], that of the next lies behind it.
-template <int K, int M, int N, class F>
-AMCT_CLONES void sum_channels(const F f, int64_t first, const Inputs<float, N> in, float* y,
-                              int64_t inner, int64_t n, double* totals, int64_t stride) {
-  for (int64_t row = 0; row < n / inner; ++row) {
-    const auto channel = f.channel(first + row);
-    for (int64_t i = row * inner; i < (row + 1) * inner; ++i) {
-      float v[N];
-      double t[K];
-      for (int k = 0; k < N; ++k) v[k] = in[k][i];
-      y[i] = apply<K, N>(f, channel, v, t);
-      for (int k = 0; k < K; ++k) accumulate<K, M>(totals[k * stride + row], t[k], k);
-    }
-  }
-}
-
-// Runs body(inputs, y, begin, count) on float views of at most `step` <= kBlock elements of
-// [begin, end); writes y, where the loop has a result.
-template <int N, class In, class Out, class Body>
-void in_blocks(const Inputs<In, N>& in, Out* out, int64_t begin, int64_t end, int64_t step,
-               const Body& body) {
-  float read[N][kBlock], written[kBlock];
-  for (int64_t i = begin; i < end; i += step) {
-    const int n = static_cast<int>(std::min(step, end - i));
-    Inputs<float, N> src;
-    for (int k = 0; k < N; ++k) {
-      if constexpr (std::is_same_v<In, float>) {
-        src[k] = in[k] + i;
-      } else {
-        widen(in[k] + i, read[k], n);
-        src[k] = read[k];
-      }
-    }
-    if constexpr (std::is_same_v<Out, float>) {
-      body(src, out == nullptr ? written : out + i, i, n);
-    } else {
-      body(src, written, i, n);
-      narrow(written, out + i, n);
-    }
-  }
-}
-
-// map_sum of short rows. A line is one row of every channel of a group; a job is some lines of
-// one group, with a total for each of its channels.
+// map_sum of short rows: the sums of a job, some lines of one group, are kept for every element
+// of a line before they are added for every channel.
 template <int K, int M, class In, int N, class Out, class F>
 void map_sum_lines(const Shape s, const Inputs<In, N> in, Out* out, const F& f, double* sums) {
   const int64_t line = s.width() * s.inner;
   const int64_t lines = std::max<int64_t>(kLeastLines, kChunk / line);  // of a job
   const int64_t per_group = (s.outer + lines - 1) / lines, jobs = s.groups * per_group;
   std::vector<double> partial(static_cast<size_t>(jobs * s.width() * K));
+  std::vector<Table<F>> tables;
+  for (int64_t group = 0; group < s.groups; ++group) tables.emplace_back(f, s, group);
   const int64_t grain = std::max<int64_t>(1, kGrain / (lines * line));
-  torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
-    for (int64_t job = first; job < last; ++job) {
-      const int64_t group = job / per_group, from = job % per_group * lines;
-      double* totals = partial.data() + job * s.width() * K;
-      for (int64_t l = from; l < std::min(from + lines, s.outer); ++l) {
-        const int64_t begin = (group * s.outer + l) * line;
-        in_blocks(in, out, begin, begin + line, kBlock / s.inner * s.inner,
-                  [&](const auto& src, float* y, int64_t i, int n) {
-                    const int64_t c = (i - begin) / s.inner;
-                    sum_channels<K, M, N>(f, group * s.width() + c, src, y, s.inner, n, totals + c,
-                                          s.width());
-                  });
+  with_isa([&](auto isa) {
+    torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
+      std::vector<double> totals(static_cast<size_t>(K * line));
+      for (int64_t job = first; job < last; ++job) {
+        const int64_t group = job / per_group, from = job % per_group * lines;
+        std::fill(totals.begin(), totals.end(), 0.0);
+        for (int64_t l = from; l < std::min(from + lines, s.outer); ++l) {
+          const int64_t i = (group * s.outer + l) * line;
+          decltype(isa)::template sum_line<K, M, N>(
+              f, tables[static_cast<size_t>(group)].constants(), advanced(in, i),
+              kMaps<K, N, F> ? out + i : out, line, totals.data());
+        }
+        for (int k = 0; k < K; ++k)
+          for (int64_t c = 0; c < s.width(); ++c)
+            for (int64_t i = 0; i < s.inner; ++i)
+              accumulate<K, M>(partial[static_cast<size_t>((job * K + k) * s.width() + c)],
+                               totals[static_cast<size_t>(k * line + c * s.inner + i)], k);
       }
-    }
+    });
   });
   for (int64_t job = 0; job < jobs; ++job)
     for (int k = 0; k < K; ++k)
@@ -252,27 +198,30 @@ void map_sum(const Tensor&, const Shape s, const Inputs<In, N> in, Out* out, con
              double* sums) {
   std::fill(sums, sums + s.channels * K, 0.0);
   if (s.numel() == 0) return;
-  if (s.inner < kShortRow && s.width() > 1) return map_sum_lines<K, M>(s, in, out, f, sums);
+  if (in_table(s)) return map_sum_lines<K, M>(s, in, out, f, sums);
   const int64_t per_row = (s.inner + kChunk - 1) / kChunk;
   const int64_t jobs = s.outer * s.channels * per_row;
   std::vector<double> partial(static_cast<size_t>(jobs) * K);
   const int64_t grain = std::max<int64_t>(1, kGrain / std::min(kChunk, s.inner));
-  torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
-    for (int64_t job = first; job < last; ++job) {
-      const int64_t row = job / per_row;
-      const int64_t begin = row * s.inner + job % per_row * kChunk;
-      const int64_t end = std::min(begin + kChunk, (row + 1) * s.inner);
-      const auto channel = f.channel(s.channel_of(row));
-      double lanes[K][kLanes] = {};
-      in_blocks(in, out, begin, end, kBlock, [&](const auto& src, float* y, int64_t, int n) {
-        sum_block<K, M, N>(f, channel, src, y, n, lanes);
-      });
-      for (int k = 0; k < K; ++k) {
-        double total = 0;
-        for (int j = 0; j < kLanes; ++j) accumulate<K, M>(total, lanes[k][j], k);
-        partial[static_cast<size_t>(job * K + k)] = total;
+  const bool streamed = kMaps<K, N, F> && is_streamed<Out>(s.numel());
+  with_isa([&](auto isa) {
+    torch::stable::parallel_for(0, jobs, grain, [&](int64_t first, int64_t last) {
+      for (int64_t job = first; job < last; ++job) {
+        const int64_t row = job / per_row;
+        const int64_t begin = row * s.inner + job % per_row * kChunk;
+        const int64_t end = std::min(begin + kChunk, (row + 1) * s.inner);
+        double lanes[K][kLanes] = {};
+        decltype(isa)::template sum_run<K, M, N>(
+            f, OneChannel<ChannelOf<F>>{f.channel(s.channel_of(row))}, advanced(in, begin),
+            kMaps<K, N, F> ? out + begin : out, end - begin,
+            streamed && unaligned(out + begin) == 0, lanes);
+        for (int k = 0; k < K; ++k) {
+          double total = 0;
+          for (int j = 0; j < kLanes; ++j) accumulate<K, M>(total, lanes[k][j], k);
+          partial[static_cast<size_t>(job * K + k)] = total;
+        }
       }
-    }
+    });
   });
   for (int64_t job = 0; job < jobs; ++job)
     for (int k = 0; k < K; ++k)

@@ -243,16 +243,6 @@ __device__ __forceinline__ void walk_lines(const Inputs<In, N>& in, const LineTi
   }
 }
 
-template <class F>
-using ChannelOf = decltype(std::declval<F>().channel(0));
-
-// Whether a loop maps: a functor of a plain sum returns nothing.
-template <int K, int N, class F>
-constexpr bool kMaps =
-    !std::is_void_v<std::invoke_result_t<F, ChannelOf<F>, const float (&)[N], double (&)[K]>>;
-template <int N, class F>
-constexpr bool kMaps<0, N, F> = true;
-
 // Elements of the vectors of a loop.
 template <int K, class In, int N, class Out, class F>
 constexpr int kLoopVector = kMaps<K, N, F> ? kVector<In, Out> : kVector<In>;

@@ -26,7 +26,9 @@ def run_benchmark(name, arguments, folder, monkeypatch):
 def test_ops_on_small_sizes(tmp_path, monkeypatch):
     arguments = ["--scale", "0.002", "--repeats", "1"]
     document = run_benchmark("ops.py", arguments, tmp_path, monkeypatch)
-    assert document.keys() == {"machine", "timings"}
+    assert document.keys() == {"date", "command", "commit", "machine", "timings"}
+    ops = {row["op"] for row in document["timings"]}
+    assert {"fake_quantize", "ulq, backward", "arq_fake_quantize"} <= ops
 
 
 def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
@@ -47,7 +49,7 @@ def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
 
 def test_qat_step_on_a_small_model(tmp_path, monkeypatch):
     document = run_benchmark("qat_step.py", ["--quick"], tmp_path, monkeypatch)
-    reads = {t["candidate"]: t["host_reads"] for t in document["timings"]}
+    reads = {t["name"]: t["host_reads"] for t in document["timings"]}
     assert [n for name, n in reads.items() if name.startswith("amct_pytorch")] == [0, 0]
 
 

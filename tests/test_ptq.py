@@ -1,6 +1,7 @@
 """Post-training quantization as a user runs it."""
 
 import copy
+import gc
 import logging
 import pickle
 
@@ -357,3 +358,24 @@ def test_weights_that_a_copy_shares_are_untouched(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ptq(tmp_path, model, [torch.randn(1, 3, 8, 8)])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_garbage_collector_waits_for_a_verb_and_is_then_as_before(tmp_path, running):
+    seen = []
+
+    class Asks(nn.Sequential):
+        def forward(self, x):
+            seen.append(gc.isenabled())
+            return super().forward(x)
+
+    model = Asks(nn.Linear(4, 4)).eval()
+    (gc.enable if running else gc.disable)()
+    try:
+        amct.create_quant_config(str(tmp_path / "config.json"), model, torch.randn(2, 4))
+        with pytest.raises(RuntimeError):
+            amct.create_quant_config(str(tmp_path / "config.json"), model, torch.randn(2, 5))
+        assert gc.isenabled() == running
+    finally:
+        gc.enable()
+    assert not any(seen)

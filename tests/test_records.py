@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from amct_pytorch.config.messages import message_class
 from amct_pytorch.float32 import shortest
-from amct_pytorch.records import LayerRecord, Records, RecordTarget
+from amct_pytorch.records import KVCacheRecord, LayerRecord, Records, RecordTarget
+from amct_pytorch.records.plain_text import read_plain
 
 EVERY_FIELD = LayerRecord(
     scale_d=0.1,
@@ -168,6 +169,15 @@ def test_any_module_name_survives(tmp_path, name):
     assert Records.load(str(tmp_path / "record.txt")) == records
 
 
+def test_decimals_next_to_ties_and_powers_of_ten():
+    powers = np.array([10.0**exponent for exponent in range(-12, 10)], np.float32)
+    ties = np.array([1234565 / 2**k for k in range(1, 30)], np.float32)
+    values = np.concatenate([powers, ties])
+    values = np.concatenate([np.nextafter(values, np.float32(end)) for end in (0, np.inf)])
+    records = Records({"conv": LayerRecord(scale_w=tuple(values.tolist()))})
+    assert records.dumps() == reference_text(records)
+
+
 def test_writing_many_channels_takes_well_under_a_second():
     scales = np.random.default_rng(0).random((200, 512)).tolist()
     records = Records(
@@ -297,6 +307,60 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         Records.load(str(tmp_path / "none.txt"))
+
+
+def new_message():
+    return message_class("scale_offset_record_pytorch", "AMCTPytorchProto.ScaleOffsetRecord")()
+
+
+@given(st.dictionaries(st.sampled_from(["conv", "a.b", "é"]), layer_records, max_size=3))
+def test_a_written_file_is_read_without_the_parser_of_protobuf(layers):
+    finite = {name: record for name, record in layers.items() if "nan" not in str(record).lower()}
+    text = Records(finite, kv_cache={"kv": KVCacheRecord((0.5, 1e-7), (0, -3))}).dumps()
+    message = new_message()
+    odd = any(word in text for word in ("inf", "\\"))
+    assert read_plain(text, message) != odd
+    if not odd:
+        assert message == text_format.Parse(text, new_message())
+
+
+PLAIN = Records({"conv": EVERY_FIELD}, kv_cache={"conv": KVCacheRecord((0.5,), (7,))}).dumps()
+
+
+@given(
+    st.integers(0, len(PLAIN)),
+    st.integers(0, 2),
+    st.sampled_from(
+        ["", " ", "\n", "0", "-", ".", "e", '"', "\\", "#", "}", "_", "inf", "é", "  }"]
+    ),
+)
+def test_what_is_read_without_the_parser_is_what_the_parser_reads(position, dropped, added):
+    text = PLAIN[:position] + added + PLAIN[position + dropped :]
+    message = new_message()
+    if read_plain(text, message):
+        assert message == text_format.Parse(text, new_message())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("scale_d: 0.5", "scale_d: 0.5"),
+        ("offset_d: 010",),
+        ("offset_d: 1.5",),
+        ("offset_d: 2147483648",),
+        ("shift_bit: -1",),
+        ("skip_fusion: 1",),
+        ("scale_d: true",),
+        ("act_type: 8",),
+        ('scale_d: "1"',),
+        ("dst: 1",),
+        ("scale_w: 1 # a comment",),
+    ],
+    ids=str,
+)
+def test_the_parser_decides_what_is_odd(lines):
+    text = "".join(f"    {line}\n" for line in lines)
+    assert not read_plain(f'record {{\n  key: "a"\n  value {{\n{text}  }}\n}}\n', new_message())
 
 
 # --- bits --------------------------------------------------------------------------------------

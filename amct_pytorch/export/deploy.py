@@ -14,7 +14,7 @@ from .._binary import host
 from ..graph.lazy_array import LazyArray
 from ..graph.site import Site, new_initializer, replace_constants
 from .integer_ir import IntegerLayer
-from .placement import free_name
+from .placement import NodeNames
 
 DTYPE_CODE = {ir.DataType.FLOAT: 0, ir.DataType.FLOAT16: 1}
 CODE_TYPE = {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.INT16}
@@ -26,8 +26,11 @@ class DeployWriter:
 
     accumulator = ir.DataType.INT32
 
+    def __init__(self, names: NodeNames) -> None:
+        self._names = names
+
     def quantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
-        name = free_name(graph, f"{layer.name}.quant")
+        name = self._names.free(f"{layer.name}.quant")
         node = ir.Node(
             "",
             "AscendQuant",
@@ -54,7 +57,7 @@ class DeployWriter:
             self._cast_bias(graph, layer, at.node)
 
     def dequantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
-        name = free_name(graph, f"{layer.name}.dequant")
+        name = self._names.free(f"{layer.name}.dequant")
         n = layer.deq_scale.size
         shift = np.zeros(n, np.uint8) if layer.shift is None else layer.shift
         words = host.dequant_words(layer.deq_scale, np.zeros(n, np.int8), shift)
@@ -73,7 +76,7 @@ class DeployWriter:
 
     def _cast_bias(self, graph: ir.Graph, layer: IntegerLayer, node: ir.Node) -> None:
         """The int32 bias of a layer with 4-bit activations enters through a Cast to FLOAT."""
-        name = free_name(graph, f"{layer.name}.bias_quant")
+        name = self._names.free(f"{layer.name}.bias_quant")
         to = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         cast = ir.Node("", "Cast", [node.inputs[2]], [to], name=name)
         cast.outputs[0].name = f"{name}.output0"

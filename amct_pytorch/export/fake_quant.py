@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..graph.site import Site, replace_constants
 from .integer_ir import IntegerLayer
-from .placement import free_name
+from .placement import NodeNames
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -24,9 +24,12 @@ class FakeQuantWriter:
 
     accumulator = FLOAT
 
+    def __init__(self, names: NodeNames) -> None:
+        self._names = names
+
     def quantize(self, graph: ir.Graph, layer: IntegerLayer, at: Site) -> ir.Value:
         # The name of the deploy graph's node, which this chain stands for.
-        prefix = free_name(graph, f"{layer.name}.quant.fakequant.mul").removesuffix(".mul")
+        prefix = self._names.free(f"{layer.name}.quant.fakequant.mul").removesuffix(".mul")
         chain = Chain(graph, at.node, prefix, at.input, before=True)
         if layer.dtype == FLOAT16:
             chain.append("Cast", "cast", attributes=[ir.AttrInt64("to", int(FLOAT))])

@@ -9,12 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar, cast
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from ..files import Content
-from ..graph.exporters import quiet
 from ..graph.padding import fold_pad
 from ..graph.recurrent import GATES, RecurrentSite, locate_recurrent
+from ..graph.shapes import infer_shapes
 from ..graph.site import LAYER_OPS, Site, UnsupportedSiteError, is_product, locate
 from ..records import LayerRecord, OpType, Records, RecordTarget
 from .deploy import DeployWriter
@@ -22,7 +21,7 @@ from .dmq import balance_input, check_balanced
 from .fake_quant import FakeQuantWriter
 from .integer_ir import describe, input_channels, output_channels
 from .model_file import has_external_data, model_files
-from .placement import Writer, rewrite
+from .placement import NodeNames, Writer, rewrite
 from .recurrent import DEPLOY_OPS, RECURRENT_WRITERS, describe_recurrent
 
 T = TypeVar("T")
@@ -33,7 +32,10 @@ logger = logging.getLogger(__name__)
 QUANTIZED_LAYERS = "amct_pytorch.quantized_layers"
 # The same for the layers whose weights are balanced: they are wrong without their balance factors.
 BALANCED_LAYERS = "amct_pytorch.balanced_layers"
-WRITERS: dict[str, Callable[[], Writer]] = {"deploy": DeployWriter, "fake_quant": FakeQuantWriter}
+WRITERS: dict[str, Callable[[NodeNames], Writer]] = {
+    "deploy": DeployWriter,
+    "fake_quant": FakeQuantWriter,
+}
 
 
 def graph_files(
@@ -45,8 +47,7 @@ def graph_files(
     """
     external = has_external_data(modified)
     _drop_repeated_inputs(modified.graph)
-    with quiet():  # it may fail without harm, where the capture has known the shapes
-        ShapeInferencePass()(modified)
+    infer_shapes(modified)
     configured = json.loads(modified.metadata_props.pop(QUANTIZED_LAYERS, "[]"))
     balanced = json.loads(modified.metadata_props.pop(BALANCED_LAYERS, "[]"))
     sites, recurrent_sites = _sites(modified), _recurrent_sites(modified)
@@ -77,9 +78,8 @@ def graph_files(
         sites, recurrent_sites = _sites(exported), _recurrent_sites(exported)
         for name, cell in recurrent.items():
             RECURRENT_WRITERS[form](exported.graph, cell, recurrent_sites[name])
-        rewrite(
-            exported, [(sites[name], layer) for name, layer in integers.items()], WRITERS[form]()
-        )
+        layers = [(sites[name], layer) for name, layer in integers.items()]
+        rewrite(exported, layers, WRITERS[form](NodeNames(exported.graph)))
         files.update(model_files(exported, path, external))
     if missing := [name for name in configured if not records.get(name, LayerRecord()).has_factors]:
         logger.warning(

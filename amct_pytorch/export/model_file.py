@@ -14,11 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..files import Content
+from .model_bytes import large_tensors, model_bytes, without_values
 
 # Serialized models above this many bytes get external data (protobuf ends at 2 GiB).
 EXTERNAL_DATA_LIMIT = 2_000_000_000
-# Smaller tensors stay inside: shape inference reads axes and shapes, and not from another file.
-SMALLEST_EXTERNAL = 256
 ALIGNMENT = 4096  # of a tensor in its file: a page, so that runtimes can map it
 
 
@@ -53,32 +52,23 @@ def has_external_data(model: ir.Model) -> bool:
 
 
 def model_files(model: ir.Model, path: str, external: bool = False) -> dict[str, Content]:
-    """The contents of `path` and, above the limit or if `external`, of `<path>.data` beside it."""
-    initializers = list(model.graph.initializers.values())
-    inside = sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
-    if not external and inside <= EXTERNAL_DATA_LIMIT:
-        content = ir.to_proto(model).SerializeToString(deterministic=True)
-        if len(content) <= EXTERNAL_DATA_LIMIT:
-            return {path: content}
+    """The contents of `path` and, above the limit or if `external`, of `<path>.data` beside it.
+
+    Tensors are read when the files are written.
+    """
+    inside = model_bytes(model)
+    if not external and inside.size <= EXTERNAL_DATA_LIMIT:
+        return {path: inside.write}
+    tensors = large_tensors(model)
     data_name = f"{os.path.basename(path)}.data"
-    end, moved = 0, []
-    for value in initializers:
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes < SMALLEST_EXTERNAL:
-            continue
-        start = -(-end // ALIGNMENT) * ALIGNMENT
-        end = start + tensor.nbytes
-        moved.append((value, tensor, start))
-        shape = ir.Shape(tensor.shape.numpy())
-        value.const_value = ir.ExternalTensor(
-            data_name, start, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
-        )
-    try:
+    starts, end = [], 0
+    for tensor in tensors.values():
+        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
+        end = starts[-1] + tensor.nbytes
+    places = {name: (data_name, start) for name, start in zip(tensors, starts, strict=True)}
+    with without_values(model, places):
         content = ir.to_proto(model).SerializeToString(deterministic=True)
-    finally:
-        for value, tensor, _ in moved:
-            value.const_value = tensor
-    data = _Data([(tensor, start) for _, tensor, start in moved])
+    data = _Data(list(zip(tensors.values(), starts, strict=True)))
     return {path: content, f"{path}.data": data.write}
 
 

@@ -87,11 +87,22 @@ def _nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node]:
     return nodes
 
 
+class NodeNames:
+    """The names that nodes of a graph have, or are going to have."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken = {node.name for node in graph}
+
+    def free(self, name: str) -> str:
+        """`name`, or `name1`, `name2`, ... when a node has it already; it is then taken."""
+        unique, number = name, 0
+        while unique in self._taken:
+            number += 1
+            unique = f"{name}{number}"
+        self._taken.add(unique)
+        return unique
+
+
 def free_name(graph: ir.Graph, name: str) -> str:
-    """`name`, or `name1`, `name2`, ... when a node has it already."""
-    taken = {node.name for node in graph}
-    unique, number = name, 0
-    while unique in taken:
-        number += 1
-        unique = f"{name}{number}"
-    return unique
+    """The free name for one node; ask `NodeNames` for many."""
+    return NodeNames(graph).free(name)

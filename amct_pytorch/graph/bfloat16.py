@@ -27,7 +27,8 @@ def widen(model: ir.Model) -> None:
             _widen_type(output)
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
-                node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
+                if attribute.as_tensor().dtype == NARROW:
+                    node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
             elif name in ("to", "dtype") and attribute.value == NARROW.value:
                 node.attributes[name] = ir.AttrInt64(name, WIDE.value)
 

@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from .padding import fold_pad, write_out_padding
+from .shapes import infer_shapes
 from .site import LAYER_OPS, constant_of
 
 RECURRENT_OPS = ("LSTM", "GRU")
@@ -21,7 +22,7 @@ def tidy(model: ir.Model) -> None:
     _separate_equal_initializers(model.graph)
     write_out_padding(model.graph)
     _drop_exporter_notes(model)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     weights = _weights(model.graph)
     fold_constants(
         model, onnx_shape_inference=False, should_fold=lambda node: _should_fold(node, weights)

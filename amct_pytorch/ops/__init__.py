@@ -7,6 +7,7 @@ from .dmq import dmq_factor
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .hfmg import hfmg
 from .ifmr import ifmr
+from .quantization_errors import quantization_errors
 from .shift import search_shift, shift_errors, shift_of_errors
 from .similarity import Similarity, similarity
 from .ulq import ulq, ulq_factors
@@ -26,6 +27,7 @@ __all__ = [
     "fake_quantize",
     "hfmg",
     "ifmr",
+    "quantization_errors",
     "quantize",
     "search_shift",
     "shift_errors",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _binary  # noqa: F401
+from ._autograd import differentiable, differentiable_once
 from ._checks import check_dtype
 
 _ops = torch.ops.amct_pytorch
@@ -52,7 +53,7 @@ def ada_round(
     """
     for name, value in (("weight", weight), ("alpha", alpha), ("scale", scale)):
         check_dtype(name, value, _FLOAT32)
-    return _ops.ada_round(weight.detach(), alpha, scale.detach(), num_bits, axis, groups, hard)
+    return _ada_round(weight.detach(), alpha, scale.detach(), num_bits, axis, groups, hard)
 
 
 def ada_round_start(
@@ -83,7 +84,7 @@ def ada_round_undecided(alpha: Tensor, beta: float) -> Tensor:
     tensor(1.)
     """
     check_dtype("alpha", alpha, _FLOAT32)
-    return _ops.ada_round_undecided(alpha, beta)
+    return _ada_round_undecided(alpha, beta)
 
 
 # ---- fake kernels and autograd ----
@@ -143,7 +144,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_alpha = None
     if ctx.needs_input_grad[1] and not ctx.hard:
-        grad_alpha = _ops.ada_round_backward(grad, *ctx.saved_tensors, *ctx.options)
+        grad_alpha = _ada_round_backward(grad, *ctx.saved_tensors, *ctx.options)
     return None, grad_alpha, None, None, None, None, None
 
 
@@ -154,16 +155,10 @@ def _setup_undecided(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _undecided_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (alpha,) = ctx.saved_tensors
-    return _ops.ada_round_undecided_backward(grad, alpha, ctx.beta), None
+    return _ada_round_undecided_backward(grad, alpha, ctx.beta), None
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError("ada_round is differentiable once, its gradient is not")
-
-
-torch.library.register_autograd("amct_pytorch::ada_round", _backward, setup_context=_setup_context)
-torch.library.register_autograd("amct_pytorch::ada_round_backward", _no_second_derivative)
-torch.library.register_autograd(
-    "amct_pytorch::ada_round_undecided", _undecided_backward, setup_context=_setup_undecided
-)
-torch.library.register_autograd("amct_pytorch::ada_round_undecided_backward", _no_second_derivative)
+_ada_round = differentiable("ada_round", _backward, _setup_context)
+_ada_round_backward = differentiable_once("ada_round_backward", of="ada_round")
+_ada_round_undecided = differentiable("ada_round_undecided", _undecided_backward, _setup_undecided)
+_ada_round_undecided_backward = differentiable_once("ada_round_undecided_backward", of="ada_round")

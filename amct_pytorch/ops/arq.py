@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _binary  # noqa: F401
+from ._autograd import differentiable
 from ._checks import check_dtype
 
 _ops = torch.ops.amct_pytorch
@@ -81,7 +82,7 @@ def arq_fake_quantize_scale(
     tensor([1., 1.])
     """
     check_dtype("weight", weight)
-    return _ops.arq_fake_quantize(weight, num_bits, axis, groups)
+    return _arq_fake_quantize(weight, num_bits, axis, groups)
 
 
 # ---- fake kernels and autograd ----
@@ -110,6 +111,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
     return grad, None, None, None
 
 
-torch.library.register_autograd(
-    "amct_pytorch::arq_fake_quantize", _backward, setup_context=_setup_context
-)
+_arq_fake_quantize = differentiable("arq_fake_quantize", _backward, _setup_context)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _binary  # noqa: F401
+from ._autograd import differentiable
 from ._checks import CODES, check_dtype, check_factors
 
 _ops = torch.ops.amct_pytorch
@@ -84,7 +85,7 @@ def fake_quantize(
     if torch.compiler.is_compiling():
         scale, inverse, offset = _traced_factors(x, scale, offset, axis)
         return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)  # type: ignore[no-untyped-call]
-    return _ops.fake_quantize(x, scale, offset, num_bits, axis)
+    return _fake_quantize(x, scale, offset, num_bits, axis)
 
 
 # ---- fake kernels and autograd ----
@@ -118,7 +119,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x = _ops.fake_quantize_backward(grad, *ctx.saved_tensors, ctx.num_bits, ctx.axis)
+    grad_x = _fake_quantize_backward(grad, *ctx.saved_tensors, ctx.num_bits, ctx.axis)
     return grad_x, None, None, None, None
 
 
@@ -127,12 +128,8 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_backward(ctx, grad)[:1], None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "amct_pytorch::fake_quantize", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "amct_pytorch::fake_quantize_backward", _double_backward, setup_context=_setup_context
-)
+_fake_quantize = differentiable("fake_quantize", _backward, _setup_context)
+_fake_quantize_backward = differentiable("fake_quantize_backward", _double_backward, _setup_context)
 
 
 # ---- the same formulas as torch operations, for graphs ----

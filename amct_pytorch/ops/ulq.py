@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import _binary  # noqa: F401
+from ._autograd import differentiable, differentiable_once
 from ._checks import check_dtype
 
 _ops = torch.ops.amct_pytorch
@@ -68,7 +69,7 @@ def ulq(
     """
     check_dtype("x", x)
     _check_clips(clip_max, clip_min, previous)
-    return _ops.ulq(x, clip_max, clip_min, num_bits, fixed_min, asymmetric, *(previous or _NONE))
+    return _ulq(x, clip_max, clip_min, num_bits, fixed_min, asymmetric, *(previous or _NONE))
 
 
 def ulq_factors(
@@ -174,14 +175,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 8
-    grad_x, *grad_clips = _ops.ulq_backward(grad, *ctx.saved_tensors, *ctx.options)
-    clips = (clip.reshape(shape) for clip, shape in zip(grad_clips, ctx.shapes, strict=True))
+    grad_x, *grad_clips = _ulq_backward(grad, *ctx.saved_tensors, *ctx.options)
+    clips = (
+        clip if clip.shape == shape else clip.reshape(shape)
+        for clip, shape in zip(grad_clips, ctx.shapes, strict=True)
+    )
     return grad_x, *clips, None, None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError("ulq is differentiable once, its gradient is not")
-
-
-torch.library.register_autograd("amct_pytorch::ulq", _backward, setup_context=_setup_context)
-torch.library.register_autograd("amct_pytorch::ulq_backward", _no_second_derivative)
+_ulq = differentiable("ulq", _backward, _setup_context)
+_ulq_backward = differentiable_once("ulq_backward", of="ulq")

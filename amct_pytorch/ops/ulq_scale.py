@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import _binary  # noqa: F401
+from ._autograd import differentiable, differentiable_once
 from ._checks import check_dtype
-
-_ops = torch.ops.amct_pytorch
 
 
 def ulq_scale(
@@ -56,7 +55,7 @@ def ulq_scale(
     """
     check_dtype("weight", weight)
     check_dtype("scale", scale, (torch.float32,))
-    return _ops.ulq_scale(weight, scale, num_bits, axis, reciprocal, groups)
+    return _ulq_scale(weight, scale, num_bits, axis, reciprocal, groups)
 
 
 # ---- fake kernels and autograd ----
@@ -90,13 +89,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_scale = None
     if ctx.needs_input_grad[1]:
-        grad_scale = _ops.ulq_scale_backward(grad, *ctx.saved_tensors, *ctx.options)
+        grad_scale = _ulq_scale_backward(grad, *ctx.saved_tensors, *ctx.options)
     return grad, grad_scale, None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError("ulq_scale is differentiable once, its gradient is not")
-
-
-torch.library.register_autograd("amct_pytorch::ulq_scale", _backward, setup_context=_setup_context)
-torch.library.register_autograd("amct_pytorch::ulq_scale_backward", _no_second_derivative)
+_ulq_scale = differentiable("ulq_scale", _backward, _setup_context)
+_ulq_scale_backward = differentiable_once("ulq_scale_backward", of="ulq_scale")

@@ -25,6 +25,7 @@ from .checks import RecordTarget, check_record, mistake
 from .diff import RecordsDiff, compare
 from .kv_cache import KVCacheRecord
 from .layer import FLOATS, LayerRecord
+from .plain_text import read_plain
 
 _PROGRESS = re.compile(
     r'# calibration: ("(?:[^"\\]|\\.)*") has seen (\d{1,18}) of (\d{1,18}) batches'
@@ -231,9 +232,11 @@ def _unfinished(progress: Mapping[str, tuple[int, int]]) -> str:
 
 
 def _parse(path: str, text: str) -> Any:
-    message = message_class("scale_offset_record_pytorch", "AMCTPytorchProto.ScaleOffsetRecord")()
+    new = message_class("scale_offset_record_pytorch", "AMCTPytorchProto.ScaleOffsetRecord")
+    if read_plain(text, message := new()):
+        return message
     try:
-        return text_format.Parse(text, message)
+        return text_format.Parse(text, new())
     except text_format.ParseError as error:
         line, column = error.GetLine() or 1, error.GetColumn() or 1
         reason = str(error).partition(" : ")[2] or str(error)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..layers.simulate import Simulated
-from ..ops.fake_quantize import fake_quantize
+from ..ops.quantization_errors import quantization_errors
 from ..ops.similarity import Similarity, from_sums, similarity_sums
 from .judgement import is_number, plain
 from .sensitivity import SensitivityBase, SimilaritySensitivity
@@ -42,8 +42,7 @@ class _Sums:
     input_shape: list[int]
     output_shape: list[int]
     outputs: list[tuple[Tensor, int]] = field(default_factory=list)  # (sums, elements) per batch
-    rounded: list[Tensor] = field(default_factory=list)  # input error, clipping included
-    clipped: list[Tensor] = field(default_factory=list)
+    lost: list[Tensor] = field(default_factory=list)  # quantization_errors of the inputs
     scores: list[float] = field(default_factory=list)  # of a sensitivity that compares arrays
 
 
@@ -98,12 +97,8 @@ def _add(
     sensitivity: SensitivityBase,
 ) -> None:
     sums.outputs.append((similarity_sums(output, quantized), output.numel()))
-    x = x.float()
     factors = layer.integers.to(x.device).factors
-    scale, offset, bits = factors.scale_d, factors.offset_d, factors.act_bits
-    sums.rounded.append(similarity_sums(x, fake_quantize(x, scale, offset, bits)))
-    low, high = ((limit - offset) * scale for limit in (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
-    sums.clipped.append(similarity_sums(x, torch.clamp(x, low, high)))
+    sums.lost.append(quantization_errors(x, factors.scale_d, factors.offset_d, factors.act_bits))
     if not streams(sensitivity):
         # Copies: what compare() does to its arguments must not reach the layers behind.
         arrays = (t.reshape(-1).to("cpu", torch.float32, copy=True) for t in (output, quantized))
@@ -115,9 +110,7 @@ def _finish(sums: _Sums, sensitivity: SensitivityBase) -> Measured:
     rows = torch.stack([s for s, _ in sums.outputs]).cpu()
     batches = [from_sums(row, n) for row, n in zip(rows.tolist(), counts, strict=True)]
     total = from_sums([*rows[:, :-1].sum(0).tolist(), float(rows[:, -1].max())], sum(counts))
-    error, clipping = (
-        float(torch.stack(many)[:, 2].sum()) for many in (sums.rounded, sums.clipped)
-    )
+    error, clipping = torch.stack(sums.lost).sum(0).tolist()
     return Measured(
         _score(sums, sensitivity, batches, total),
         *total,

@@ -16,7 +16,7 @@ from ..graph.site import drop_if_unused, locate, replace_constants
 from ..layers.finite import is_finite
 from ..layers.fold import fold_batch_norm
 from ..layers.folded import FoldedBatchNorm
-from ..layers.replace import replace_module
+from ..layers.replace import replace_modules
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def fuse_batch_norms(
     not finite stay as they are; the last two are logged.
     """
     fused = {}
+    folded: dict[nn.Module, nn.Module] = {}
     for bn_name, conv_name in facts.batch_norms.items():
         bn: Any = model.get_submodule(bn_name)
         conv: Any = model.get_submodule(conv_name)
@@ -47,9 +48,10 @@ def fuse_batch_norms(
                 "%s is not folded into %s: the folded values are not finite", bn_name, conv_name
             )
             continue
-        replace_module(model, bn, FoldedBatchNorm(bn))
+        folded[bn] = FoldedBatchNorm(bn)
         _fuse_nodes(capture, facts, bn_name, conv_name, conv)
         fused[bn_name] = conv_name
+    replace_modules(model, folded)
     return fused
 
 

@@ -17,7 +17,7 @@ from ..files import Content, write_files
 from ..layers.calibrate import CalibratedLayer, Calibration, new_calibrator
 from ..layers.calibrate_recurrent import CalibratedRecurrent
 from ..layers.integers import to_half_precision
-from ..layers.replace import replace_module
+from ..layers.replace import replace_modules
 from ..records import LayerRecord, Records
 
 logger = logging.getLogger(__name__)
@@ -104,15 +104,15 @@ def insert_calibration(
 ) -> Calibration:
     """Puts a `CalibratedLayer` in the place of every layer of `layers`, in place."""
     calibration = Calibration(batch_num)
+    stand_ins: dict[nn.Module, nn.Module] = {}
     for name, config in layers.items():
         module, settings = model.get_submodule(name), config.activation_quant_params
         new = partial(new_calibrator, settings, settings.num_bits, settings.asymmetric)
-        stand_in: CalibratedLayer
         if is_recurrent(module):
-            stand_in = CalibratedRecurrent(name, module, new(), new(), calibration)
+            stand_ins[module] = CalibratedRecurrent(name, module, new(), new(), calibration)
         else:
-            stand_in = CalibratedLayer(name, module, new(), calibration)
-        replace_module(model, module, stand_in)
+            stand_ins[module] = CalibratedLayer(name, module, new(), calibration)
+    replace_modules(model, stand_ins)
     return calibration
 
 

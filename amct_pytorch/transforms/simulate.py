@@ -15,7 +15,7 @@ from ..graph.lazy_array import LazyArray
 from ..layers.calibrate import CalibratedLayer
 from ..layers.dmq import balanced_weight, inverse_factors
 from ..layers.integers import Factors, integers_of
-from ..layers.replace import replace_module
+from ..layers.replace import replace_modules
 from ..layers.simulate import Simulated, SimulatedLayer
 from ..records import LayerRecord, Records
 from .insert import forget_record
@@ -44,12 +44,14 @@ def simulate_model(model: nn.Module, record_file: str) -> nn.Module:
     records.check_quantized()
     simulated = copy.deepcopy(model)
     forget_record(simulated)
+    stand_ins: dict[nn.Module, nn.Module] = {}
     for module in [m for m in simulated.modules() if isinstance(m, CalibratedLayer)]:
         record = records.get(module.name)
         stand_in: nn.Module = module.sub_module
         if record is not None and record.has_factors:
             stand_in = simulated_layer(module.name, module.sub_module, record)
-        replace_module(simulated, module, stand_in)
+        stand_ins[module] = stand_in
+    replace_modules(simulated, stand_ins)
     return simulated
 
 
@@ -61,12 +63,12 @@ def simulate_layers(
     `model` is in float, BatchNorms folded, nothing balanced: switched off, a stand-in runs the
     float layer. `rounded` has the weights, balanced, of layers that AdaRound has rounded.
     """
+    modules = {name: model.get_submodule(name) for name in records}
     stand_ins = {}
     for name, record in records.items():
-        module = model.get_submodule(name)
         factors = record.tensor_balance_factor
-        stand_ins[name] = simulated_layer(name, module, record, factors, rounded.get(name))
-        replace_module(model, module, stand_ins[name])
+        stand_ins[name] = simulated_layer(name, modules[name], record, factors, rounded.get(name))
+    replace_modules(model, {modules[name]: stand_in for name, stand_in in stand_ins.items()})
     return stand_ins
 
 

@@ -30,9 +30,8 @@ std::tuple<Tensor, Tensor> arq_fake_quantize(const Tensor& weight_, int64_t num_
   const int64_t count = count_factors(weight_, axis, groups);
   const Tensor weight = dense(weight_, groups);
   const Shape shape = shape_of(weight, axis, groups);
-  const std::vector<int64_t> sizes =
-      axis.has_value() ? std::vector<int64_t>{count} : std::vector<int64_t>{};
-  Tensor scale = torch::stable::new_empty(weight, sizes, ScalarType::Float);
+  Tensor scale = axis.has_value() ? new_vector(weight, count, ScalarType::Float)
+                                  : new_scalar(weight, ScalarType::Float);
   const ArqScale f{scale.mutable_data_ptr<float>(), num_bits};
   dispatch_floating(weight, "weight", [&](auto tag) {
     using T = decltype(tag);

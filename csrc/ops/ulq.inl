@@ -53,9 +53,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ulq_factors(const Tensor& clip_max,
   auto pointer = [](const std::optional<Tensor>& t) {
     return t.has_value() ? t->const_data_ptr<float>() : nullptr;
   };
-  auto scalar = [&](ScalarType dtype) { return torch::stable::new_empty(clip_max, {}, dtype); };
-  Tensor scale = scalar(ScalarType::Float), offset = scalar(ScalarType::Int);
-  Tensor guarded_max = scalar(ScalarType::Float), guarded_min = scalar(ScalarType::Float);
+  Tensor scale = new_scalar(clip_max, ScalarType::Float);
+  Tensor offset = new_scalar(clip_max, ScalarType::Int);
+  Tensor guarded_max = new_scalar(clip_max, ScalarType::Float);
+  Tensor guarded_min = new_scalar(clip_max, ScalarType::Float);
   for_each(
       clip_max, 1,
       UlqFactors{clip_max.const_data_ptr<float>(), clip_min.const_data_ptr<float>(),
@@ -134,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> ulq_backward(const Tensor& grad_, const Tenso
   check_same_sizes("grad", grad_, "x", x);
   const Tensor grad = dense_as(grad_, x);
   Tensor grad_x = new_like(x), grad_max = new_like(clip_max), grad_min = new_like(clip_min);
-  Tensor sums = torch::stable::new_empty(x, {kUlqSums}, ScalarType::Double);
+  Tensor sums = new_vector(x, kUlqSums, ScalarType::Double);
   const UlqBackward f{clip_max.const_data_ptr<float>(), clip_min.const_data_ptr<float>(), num_bits,
                       asymmetric};
   dispatch_floating(x, "x", [&](auto tag) {

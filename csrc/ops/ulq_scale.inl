@@ -54,7 +54,7 @@ Tensor ulq_scale_backward(const Tensor& grad_, const Tensor& weight_, const Tens
   const Tensor weight = dense(weight_, groups), scale = dense(scale_);
   check_same_sizes("grad", grad_, "weight", weight);
   const Tensor grad = dense_as(grad_, weight);
-  Tensor sums = torch::stable::new_empty(weight, {count}, ScalarType::Double);
+  Tensor sums = new_vector(weight, count, ScalarType::Double);
   Tensor grad_scale = new_like(scale);
   const ScaleSlopes f{scale.const_data_ptr<float>(), quant_range(num_bits), reciprocal};
   dispatch_floating(weight, "weight", [&](auto tag) {

@@ -1,7 +1,10 @@
 """Large models keep their tensors in one file beside them."""
 
+import io
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 
 import amct_pytorch as amct
 from amct_pytorch.export import model_file
+from amct_pytorch.export.model_bytes import model_bytes
 from amct_pytorch.export.verify import run_deploy
 
 FORMS = ("modified", "out_deploy_model", "out_fake_quant_model")
@@ -87,3 +91,38 @@ def test_small_tensors_stay_where_shape_inference_reads_them(tmp_path, monkeypat
     path = str(tmp_path / "out_fake_quant_model.onnx")
     onnx.checker.check_model(path, full_check=True)
     onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def tensors_of_many_kinds():
+    values = {
+        "large": ir.tensor(np.arange(300, dtype=np.float32).reshape(3, 100)),
+        "half": ir.tensor(np.arange(300, dtype=np.float16)),
+        "small": ir.tensor(np.array([1, 2], np.int64)),
+        "none": ir.tensor(np.empty((0, 1000), np.float32)),
+        "transposed": ir.Tensor(np.arange(300, dtype=np.int8).reshape(3, 100).T),
+        "packed": ir.Tensor(np.zeros((30, 30), np.int8), dtype=ir.DataType.INT4),
+        "torch": ir.tensor(torch.arange(90_000, dtype=torch.float32)),  # three bytes of length
+        "lazy": ir.LazyTensor(
+            lambda: ir.tensor(np.ones(77)), dtype=ir.DataType.DOUBLE, shape=ir.Shape([77])
+        ),
+        "text": ir.tensor(["word" * 20] * 20),
+    }
+    for name, tensor in values.items():
+        tensor.name = name
+    return [ir.Value(name=name, const_value=tensor) for name, tensor in values.items()]
+
+
+def test_the_bytes_of_a_model_are_those_of_protobuf():
+    initializers = tensors_of_many_kinds()
+    node = ir.node("Identity", [initializers[0]])
+    node.outputs[0].name = "y"
+    graph = ir.Graph(
+        [], node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 13}, name="g"
+    )
+    model = ir.Model(graph, ir_version=8, producer_name="p", metadata_props={"key": "value"})
+    expected = ir.to_proto(model).SerializeToString(deterministic=True)
+    content, file = model_bytes(model), io.BytesIO()
+    content.write(file)
+    assert (file.getvalue(), content.size) == (expected, len(expected))
+    assert sum(isinstance(part, bytes) for part in content.parts) < len(content.parts)
+    assert all(value.const_value.name == value.name for value in initializers)  # as they were

@@ -1,5 +1,7 @@
 """LSTM and GRU: one operator of the NPU in deploy, quantized inputs and constants in fake_quant."""
 
+import io
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -76,7 +78,10 @@ class Case:
         name_layers(captured, facts)
         paths = {"deploy": "deploy", "fake_quant": "fake_quant"}
         files = graph_files(captured.model, Records({"rnn": self.record, **others}), paths)
-        return [onnx.load_from_string(files[form]) for form in paths]
+        contents = [io.BytesIO() for _ in paths]
+        for form, content in zip(paths, contents, strict=True):
+            files[form](content)
+        return [onnx.load_from_string(content.getvalue()) for content in contents]
 
     @property
     def feeds(self):
