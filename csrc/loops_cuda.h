@@ -105,8 +105,9 @@ unsigned aligned_pointers(const Inputs<In, N>& in, const Out* out) {
   return bits;
 }
 
-// By intrinsics, for a compiler that sees words and elements stored to the same places makes one
-// store of elements of the two.
+// Intrinsics, for the compiler joins a store of words with one of elements to the same places, of
+// which one or the other happens, into one of elements. An input is read as constant memory: no
+// loop writes to its inputs.
 template <class T, int V>
 __device__ __forceinline__ Vector<T, V> load_at_once(const T* from) {
   Vector<T, V> x;
