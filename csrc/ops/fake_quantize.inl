@@ -118,7 +118,9 @@ void fake_quantize_out(const Tensor& x_, const Tensor& scale, const Tensor& offs
   check_same_sizes("out", out, "x", x_);
   const FactorTensors factors(x_, scale, offset, axis);
   const Tensor x = dense(x_);
-  const bool direct = is_dense(out) && same_strides(out, x);
+  // A CUDA kernel must not write what it reads through the read-only cache.
+  const bool in_place = x.is_cuda() && out.data_ptr() == x.data_ptr();
+  const bool direct = is_dense(out) && same_strides(out, x) && !in_place;
   Tensor y = direct ? out : new_like(x);
   fake_quantize_into(x, factors, num_bits, axis, y);
   if (!direct) torch::stable::copy_(out, y);
