@@ -56,7 +56,7 @@ class Row:
             value, wanted = self.figures[target.figure], getattr(target, bound)
             if wanted is not None and not target.met(value, wanted):
                 name = {"peer": self.peer, "limit": self.limit}.get(target.figure, target.figure)
-                found.append(f"{name} {value:.3g}, not {wanted:.3g}")
+                found.append(f"{name} {value:.4g}, not {wanted:.4g}")
         return found
 
     def verdict(self, bound: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -198,7 +199,7 @@ def per_channel(
 
     def rows(run: Run) -> Iterator[Row]:
         x = hard_values(torch.Size(run.shape(*shape)).numel()).view(run.shape(*shape))
-        channels = x.size(axis)
+        channels, row = x.size(axis), math.prod(x.shape[axis % x.dim() + 1 :])
         spread = [1] * x.dim()
         spread[axis] = channels
         scale, offset = torch.rand(channels) * 0.05 + 0.01, torch.randint(-9, 9, (channels,))
@@ -226,7 +227,7 @@ def per_channel(
         yield run.row(
             Case(
                 "fake_quantize, per channel", of, x.numel(), 8, candidates, "ATen", "per tensor",
-                PER_CHANNEL, SHORT_ROWS if len(shape) == 4 and shape[-1] < 8 else "",
+                PER_CHANNEL, SHORT_ROWS if 1 < row < 64 else "",
             )
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from _timing import fill_free_memory, kept_pages, parser, print_table, start, wr
 
 Group = Callable[[Run], Iterator[Row]]
 
+# "fresh" comes first, while there are no pages that are kept.
 GROUPS: dict[str, list[Group]] = {
     "fresh": [_fake_quantize.fresh, *_search.FRESH],
     "fake_quantize": _fake_quantize.GROUPS,
@@ -32,6 +33,18 @@ GROUPS: dict[str, list[Group]] = {
 FREE_BYTES, FILLED_BYTES = 2**32, 2**30
 
 
+def rows_of(part: str, run: Run) -> list[Row]:
+    if part == "fresh":
+        return [row for group in GROUPS[part] for row in group(run)]
+    rows: list[Row] = []
+    with kept_pages():
+        fill_free_memory(run.size(FREE_BYTES))
+        for group in GROUPS[part]:
+            fill_free_memory(run.size(FILLED_BYTES))
+            rows += group(run)
+    return rows
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--scale", type=float, default=1.0, help="factor of the sizes")
@@ -40,17 +53,13 @@ def main() -> None:
     facts = start(options)
     run = Run(options.scale, options.repeats)
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # says it is deprecated
-    parts = options.only or list(GROUPS)
     rows: list[Row] = []
-    if "fresh" in parts:  # first, while there are no pages that are kept
-        rows += [row for group in GROUPS["fresh"] for row in group(run)]
-    with kept_pages():
-        fill_free_memory(run.size(FREE_BYTES))
-        for group in [group for part in parts if part != "fresh" for group in GROUPS[part]]:
-            fill_free_memory(run.size(FILLED_BYTES))
-            rows += group(run)
-    print_table(HEADER, [cells(row) for row in rows])
-    print("\nRatios are other/ours. What must be reached and is not:")
+    for part in (part for part in GROUPS if part in (options.only or GROUPS)):
+        found = rows_of(part, run)
+        print_table(HEADER, [cells(row) for row in found])
+        print(flush=True)
+        rows += found
+    print("Ratios are other/ours. What must be reached and is not:")
     print("\n".join(remarks(rows) or ["nothing"]))
     if options.json:
         write(options.json, facts, [row.document() for row in rows])
