@@ -54,6 +54,20 @@ def test_a_result_that_was_not_written_is_found(monkeypatch):
             case.require_same("op", wrong, torch.ones(2))
 
 
+def test_compile_on_small_blocks(tmp_path, monkeypatch):
+    arguments = ["--quick", "--repeats", "1"]
+    timings = run_benchmark("compile.py", arguments, tmp_path, monkeypatch)["timings"]
+    assert {t["name"] for t in timings} == {"amct_pytorch", "formula"}
+    assert len({t["case"] for t in timings}) == 8
+
+
+def test_overhead(tmp_path, monkeypatch):
+    timings = run_benchmark("overhead.py", ["--quick"], tmp_path, monkeypatch)["timings"]
+    ops = ["fake_quantize", "ulq_scale", "arq_fake_quantize", "ulq"]
+    ways = ["constant", "requires_grad", "both ways"]
+    assert [(t["op"], t["way"]) for t in timings] == [(op, way) for op in ops for way in ways]
+
+
 def test_auto_calibration_on_small_models(tmp_path, monkeypatch):
     document = run_benchmark("auto_calibration.py", ["--quick"], tmp_path, monkeypatch)
     wall = [t for t in document["timings"] if t["clock"] == "wall"]
