@@ -34,12 +34,24 @@ STABLE_TORCH_LIBRARY(amct_pytorch, m) {
       "ifmr(Tensor x, int num_bits, bool asymmetric, float max_percentile, float min_percentile, "
       "float[] search_range, float search_step, int? axis) -> (Tensor scale, Tensor offset)");
   m.def(
-      "ifmr_collect(Tensor x, int k_low, int k_high) -> (Tensor pages, Tensor counts, Tensor sums, "
-      "Tensor low, Tensor high)");
+      "ifmr_update(Tensor x, Tensor(a!) tops, Tensor(b!) counts, Tensor(c!) sums, Tensor(d!) low, "
+      "Tensor(e!) high, int? axis) -> ()");
+  m.def("ifmr_count(Tensor x, Tensor(a!) counts) -> ()");
   m.def(
-      "ifmr_search(Tensor pages, Tensor counts, Tensor sums, Tensor low, Tensor high, int "
-      "num_bits, bool asymmetric, float max_percentile, float min_percentile, float[] "
-      "search_range, float search_step) -> (Tensor scale, Tensor offset, bool certified)");
+      "ifmr_merge(Tensor(a!) tops, Tensor(b!) counts, Tensor(c!) sums, Tensor(d!) low, Tensor(e!) "
+      "high, Tensor other_tops, Tensor other_counts, Tensor other_sums, Tensor other_low, Tensor "
+      "other_high) -> ()");
+  m.def(
+      "ifmr_add_counts(Tensor half_counts, bool is_bfloat16, Tensor(a!) tops, Tensor(b!) counts, "
+      "Tensor(c!) sums, Tensor(d!) low, Tensor(e!) high) -> ()");
+  m.def(
+      "ifmr_search(Tensor tops, Tensor counts, Tensor sums, Tensor low, Tensor high, int num_bits, "
+      "bool asymmetric, float max_percentile, float min_percentile, float[] search_range, float "
+      "search_step) -> (Tensor scale, Tensor offset, Tensor certified)");
+  m.def(
+      "ifmr_search_counts(Tensor counts, bool is_bfloat16, int num_bits, bool asymmetric, float "
+      "max_percentile, float min_percentile, float[] search_range, float search_step) -> (Tensor "
+      "scale, Tensor offset)");
   m.def(
       "hfmg(Tensor x, int num_bits, bool asymmetric, int num_of_bins, int? axis) -> (Tensor scale, "
       "Tensor offset)");

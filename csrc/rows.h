@@ -1,16 +1,12 @@
-// rows.h - a tensor as float32 rows in host memory, and rows in ascending order.
+// rows.h - a tensor as contiguous float32 rows, on its device.
 //
 // Calibration looks at values, not at places: [C, R] holds one row per channel (one row in
 // all without an axis), and the order of the values within a row is that of no promise.
 #pragma once
-#include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
-#include <utility>
-#include <vector>
 
 #include "checks.h"
 #include "layout.h"
@@ -47,37 +43,11 @@ inline bool all_finite(const float* x, int64_t n) {
   return bad == 0;
 }
 
-// order_key of ranges.h as an unsigned number, by whose digits values are sorted.
+// order_key of ranges.h as an unsigned number.
 constexpr uint32_t kSignBit = 0x80000000u;
 AMCT_HD uint32_t sort_key(float v) { return static_cast<uint32_t>(order_key(v)) ^ kSignBit; }
 AMCT_HD float value_of_sort_key(uint32_t key) {
   return value_of_key(static_cast<int32_t>(key ^ kSignBit));
-}
-
-// The n values of x in ascending order: least significant digit first, three digits of 11 bits.
-inline void sort_row(const float* x, int64_t n, float* sorted) {
-  constexpr int kDigits = 3, kBits = 11, kValues = 1 << kBits;
-  constexpr int64_t kWorthwhile = 1024;  // below it the digit tables cost more than a sort
-  if (n < kWorthwhile) {
-    std::copy(x, x + n, sorted);
-    std::sort(sorted, sorted + n);
-    return;
-  }
-  std::vector<std::array<int64_t, kValues>> place(kDigits);
-  for (auto& digit : place) digit.fill(0);
-  for (int64_t i = 0; i < n; ++i)
-    for (int d = 0; d < kDigits; ++d) ++place[d][sort_key(x[i]) >> (d * kBits) & (kValues - 1)];
-  for (auto& digit : place) {
-    int64_t sum = 0;
-    for (int64_t& entry : digit) entry = std::exchange(sum, sum + entry);
-  }
-  std::vector<uint32_t> a(n), b(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t key = sort_key(x[i]);
-    a[place[0][key & (kValues - 1)]++] = key;
-  }
-  for (const uint32_t key : a) b[place[1][key >> kBits & (kValues - 1)]++] = key;
-  for (const uint32_t key : b) sorted[place[2][key >> 2 * kBits]++] = value_of_sort_key(key);
 }
 
 }  // namespace amct

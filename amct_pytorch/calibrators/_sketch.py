@@ -13,44 +13,70 @@ from .. import _binary  # noqa: F401
 
 _ops = torch.ops.amct_pytorch
 
+_LEAST_BITS = 4
+_MOST_BYTES = 48 * 2**20  # of the counts and sums of all channels
+_MOST_EXTREMES = 2**20  # of each sign, of all channels
+
+
+def _buckets(bits: int) -> int:
+    """How many buckets a sketch has: `Layout::size` of csrc/ops/ifmr_sketch.h."""
+    return 2 * ((2 << bits) + 23 * (1 << bits // 2)) + 1
+
 
 @dataclass(frozen=True)
 class Sketch:
-    """Values by the top 22 bits of their float32, on the host; csrc/ops/ifmr_sketch.h has more.
+    """Values of C channels on the host, as described by csrc/ops/ifmr_sketch.h.
 
-    pages [P] are the signs and exponents that occur, counts and sums [P, 8192] the number of values
-    in each bucket of a page and the sum of their low bits, all int64. low and high are the smallest
-    negative and the largest positive values as float32, outermost first, up to a fixed number.
+    tops [C] are the exponents of the largest magnitudes, counts and sums [C, B] the number of
+    values in each bucket and the sum of the bits that the bucket leaves out, all int64. low
+    and high are the smallest negative and the largest positive values as float32 [C, K], outermost
+    first and filled up with zeros. The tensors change in place.
     """
 
-    pages: Tensor
+    tops: Tensor
     counts: Tensor
     sums: Tensor
     low: Tensor
     high: Tensor
 
     @staticmethod
-    def of(x: Tensor, keep_low: int, keep_high: int) -> Sketch:
-        """The sketch of the values of x, which must be finite."""
-        return Sketch(*_ops.ifmr_collect(x, keep_low, keep_high))
+    def empty(channels: int, bits: int, low: int, high: int) -> Sketch:
+        """A sketch of no values: of at most `bits` bits, which keeps at most so many extremes."""
+        while bits > _LEAST_BITS and 16 * channels * _buckets(bits) > _MOST_BYTES:
+            bits -= 1
+        most = max(1, _MOST_EXTREMES // channels)
 
-    def merged(self, other: Sketch, keep_low: int, keep_high: int) -> Sketch:
-        """The sketch of the values of both; of each, the same numbers must have been kept."""
-        pages = torch.unique(torch.cat([self.pages, other.pages]))
-        counts = self.counts.new_zeros(len(pages), self.counts.shape[1])
-        sums = torch.zeros_like(counts)
-        for part in (self, other):
-            rows = torch.searchsorted(pages, part.pages)
-            counts[rows] += part.counts
-            sums[rows] += part.sums
-        low = torch.cat([self.low, other.low]).sort().values[:keep_low].clone()
-        high = torch.cat([self.high, other.high]).sort(descending=True).values[:keep_high].clone()
-        return Sketch(pages, counts, sums, low, high)
+        def zeros(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device="cpu")
+
+        return Sketch(
+            zeros(channels),
+            zeros(channels, _buckets(bits)),
+            zeros(channels, _buckets(bits)),
+            zeros(channels, min(low, most), dtype=torch.float32),
+            zeros(channels, min(high, most), dtype=torch.float32),
+        )
+
+    def update(self, x: Tensor, axis: int | None) -> None:
+        """Adds the values of x; a RuntimeError for NaN or infinity leaves the sketch as it was."""
+        _ops.ifmr_update(x, *self.state().values(), axis)
+
+    def add_counts(self, counts: Tensor, dtype: torch.dtype) -> None:
+        """Adds values of a 16-bit type, given how often each occurs."""
+        _ops.ifmr_add_counts(counts, dtype == torch.bfloat16, *self.state().values())
+
+    def merge(self, other: Sketch) -> None:
+        """Adds the values of `other`, a sketch of the same shape."""
+        _ops.ifmr_merge(*self.state().values(), *other.state().values())
 
     def search(self, options: Mapping[str, Any]) -> tuple[Tensor, Tensor, bool]:
-        """(scale, offset, whether the choice is certified) for the options of IFMR."""
+        """(scale [C], offset [C], whether every choice is certified) for the options of IFMR."""
         scale, offset, certified = _ops.ifmr_search(*self.state().values(), *options.values())
-        return scale, offset, certified
+        return scale, offset, bool(certified.all())
+
+    def copy(self) -> Sketch:
+        """A sketch with tensors of its own."""
+        return Sketch(**{name: tensor.clone() for name, tensor in self.state().items()})
 
     def state(self) -> dict[str, Tensor]:
         """The tensors by name."""

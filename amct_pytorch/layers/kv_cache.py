@@ -35,8 +35,8 @@ class KVObserver:
     """Shows the first `batch_num` tensors of one layer to a calibrator; those after are ignored.
 
     Per channel, every index of the last dimension has factors of its own; all come out of one call
-    of the calibrator. IFMR then keeps the values it has seen until it is done, in their dtype and
-    on their device; HFMG keeps one histogram a channel, in host memory.
+    of the calibrator. IFMR then keeps the values while they are few and a sketch beyond, HFMG one
+    histogram a channel, in host memory.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ def ifmr(
 
     The k-th largest and smallest values, k = N - int(percentile * N), widened to contain zero, give
     a range [lo, hi]. Candidates scale its upper end (asymmetric) or both ends of the symmetric
-    range by the ratios of `torch.arange(*search_range, search_step)`; the first least loss wins.
-    A scale under 2^-23 becomes 1.
+    range by the ratios of `torch.arange(*search_range, search_step)`; the first least loss, summed
+    in double precision, wins. A scale under 2^-23 becomes 1.
 
     `x` is float32, float16 or bfloat16 of any shape and strides. The factors are 0-d, or have one
     element per index of dimension `axis`, each channel being searched on its own.

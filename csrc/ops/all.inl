@@ -8,6 +8,7 @@
 #include "fake_quantize.inl"
 #include "hfmg.inl"
 #include "ifmr.inl"
+#include "ifmr_state.inl"
 #include "quantization_errors.inl"
 #include "shift.inl"
 #include "similarity.inl"

@@ -1,15 +1,15 @@
 // ifmr.inl - input feature map range: the clip range with the least quantization error.
 //
-// ifmr_search.h has the formula. Two ways to evaluate it, each a function of the values alone, not
-// of their order, the split into batches, the device or the number of threads:
-// - values in ascending order, whose losses are summed one by one;
-// - for many values of a tensor, few bits and percentiles close to 1: a sketch (ifmr_sketch.h)
-//   and its outermost values, from which the losses are bounded and estimated (ifmr_bounds.h).
+// ifmr_search.h has the formula. The op finds the first least loss in double precision: a sketch
+// (ifmr_sketch.h) bounds the losses (ifmr_bounds.h), and where the bounds leave several candidates,
+// the losses of those are summed over the values. 16-bit values are counted instead. Over batches,
+// the state of amct_pytorch/calibrators/ifmr.py is a sketch with its outermost values, or counts.
 #pragma once
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -18,203 +18,151 @@
 #include "../loops.h"
 #include "../quant_math.h"
 #include "../rows.h"
-#include "ifmr_collect.inl"
+#include "ifmr_bounds.h"
+#include "ifmr_ranks.h"
 #include "ifmr_search.h"
 #include "ifmr_sketch.h"
-#if !defined(USE_CUDA)
-#include "ifmr_bounds.h"
+#if defined(USE_CUDA)
+#include "ifmr_collect_cuda.h"
+#else
+#include "ifmr_collect_cpu.h"
 #endif
 
 namespace amct {
 namespace AMCT_DEVICE_NS {
 
-constexpr int64_t kMostSketchedBits = 8;  // more would blur the bounds
+constexpr int64_t kMostSketchedBits = 12;  // more would leave all candidates
 
-// The same rule as that of amct_pytorch/calibrators/ifmr.py, which must choose alike.
-inline bool is_sketched(int64_t n, const IfmrOptions& options, std::optional<int64_t> axis) {
-  constexpr int64_t kMostSorted = 65536;
-  constexpr double kMostBeyond = 1.0 / 65536;  // fraction of the values beyond a percentile
-  return n > kMostSorted && !axis.has_value() && options.num_bits <= kMostSketchedBits &&
-         1 - options.max_percentile <= kMostBeyond && 1 - options.min_percentile <= kMostBeyond;
+// Resolution of the sketch of a tensor at hand: more bits leave fewer survivors, fewer bits are
+// less memory to go through.
+inline int sketch_bits(int64_t n, int64_t num_bits) {
+  constexpr int64_t kMany = int64_t{1} << 23;
+  return std::max(n < kMany ? 13 : 14, static_cast<int>(num_bits) + 4);
 }
 
-inline Tensor tensor_of(const std::vector<float>& values) {
-  const int64_t n = values.size();
-  Tensor t = torch::stable::empty({n}, ScalarType::Float);
-  std::copy(values.begin(), values.end(), t.mutable_data_ptr<float>());
-  return t;
+// What a search found, or why it found nothing. Errors are raised where no thread is at work.
+struct Found {
+  Candidate candidate{};
+  bool finite = true;
+
+  void check() const {
+    STD_TORCH_CHECK(finite, "x must be finite, got NaN or infinity");
+    STD_TORCH_CHECK(candidate.scale > 0, "x spans a range that float32 cannot hold");
+  }
+};
+
+inline Candidate first_least(const Values& x, const std::vector<Candidate>& survivors) {
+  if (survivors.empty()) return {};
+  if (survivors.size() == 1) return survivors[0];
+  return least_of(losses_of(x, survivors), survivors);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ifmr_collect(const Tensor& x_, int64_t k_low,
-                                                                int64_t k_high) {
-  check_not_empty(x_);
-  const Tensor x = dense(x_);
-  const Sketch sketch = sketch_of(x);
-  const Extremes found = extremes_of(x, sketch, k_low, k_high);
-  return {sketch.pages, sketch.counts, sketch.sums, tensor_of(found.low), tensor_of(found.high)};
+// The ends of the range, from one pass and a look at what it left open.
+inline Ends ends_of(const Values& x, const Collected& seen, int64_t k_low, int64_t k_high) {
+  const Sketch& sketch = seen.sketch.view();
+  const Peak peak = seen.peak();
+  Largest high = place_of(sketch, false, k_high), low = place_of(sketch, true, k_low);
+  if (k_high == 1) high.span = {peak.high, peak.high};
+  if (k_low == 1) low.span = {peak.low, peak.low};
+  Ends ends{-float_of_bits(low.span.first), float_of_bits(high.span.first)};
+  if (high.span.is_one() && low.span.is_one()) return ends;
+  Extremes open = values_in(x, seen.peaks, high.span.is_one() ? Largest{} : high,
+                            low.span.is_one() ? Largest{} : low);
+  if (!high.span.is_one()) ends.hi = kth_largest(open.high, high.count);
+  if (!low.span.is_one()) ends.lo = -kth_largest(open.low, low.count);
+  return ends;
 }
 
-#if !defined(USE_CUDA)
+// Values too few to be worth a sketch; on CUDA, where reading them is what costs, none are.
+inline Found found_in_few(const Values& x, const IfmrOptions& options) {
+  const std::vector<Peak> peaks = peaks_of(x);
+  for (const Peak& p : peaks)
+    if (!p.is_finite()) return {{}, false};
+  const int64_t k_low = percentile_rank(options.min_percentile, x.size);
+  const int64_t k_high = percentile_rank(options.max_percentile, x.size);
+  Extremes all = values_in(x, peaks, {{1, ~kSign}, k_high}, {{1, ~kSign}, k_low});
+  const float lo = -kth_largest(all.low, k_low), hi = kth_largest(all.high, k_high);
+  return {first_least(x, distinct(ifmr_candidates(lo, hi, options)))};
+}
 
-std::tuple<Tensor, Tensor, bool> ifmr_search(const Tensor& pages, const Tensor& counts,
-                                             const Tensor& sums, const Tensor& low,
-                                             const Tensor& high, int64_t num_bits, bool asymmetric,
-                                             double max_percentile, double min_percentile,
-                                             std::vector<double> search_range, double search_step) {
-  const IfmrOptions options =
-      ifmr_options(num_bits, asymmetric, max_percentile, min_percentile, search_range, search_step);
-  if (num_bits > kMostSketchedBits)
-    throw std::invalid_argument("num_bits must be at most 8 for a sketch, got " +
-                                std::to_string(num_bits));
-  const Sketch sketch(pages, counts, sums);
-  const int64_t n = sketch.size();
-  const auto end = [&](const char* name, double percentile, const Tensor& kept, bool negative) {
-    const int64_t k = percentile_rank(percentile, n);
-    if (k <= kept.numel()) return kept.const_data_ptr<float>()[k - 1];
-    int64_t all = 0;  // values on this side of zero
-    sketch.for_each_inwards(negative, [&](const Bucket& b) {
-      all += is_zero(b) ? 0 : b.count;
-      return true;
-    });
-    STD_TORCH_CHECK(kept.numel() == all, name, " asks for value ", k, " from the end of ", n,
-                    " values, of which ", kept.numel(), " are kept");
-    return 0.0f;
-  };
-  const float lo = end("min_percentile", min_percentile, low, true);
-  const float hi = end("max_percentile", max_percentile, high, false);
+inline Found found_in(const Values& x, const IfmrOptions& options) {
+  if (x.size <= kFew) return found_in_few(x, options);
+  const Collected seen =
+      collect(x, sketch_bits(x.size, std::min(options.num_bits, kMostSketchedBits)), 0);
+  if (!seen.peak().is_finite()) return {{}, false};
+  const auto [lo, hi] = ends_of(x, seen, percentile_rank(options.min_percentile, x.size),
+                                percentile_rank(options.max_percentile, x.size));
   const std::vector<Candidate> candidates = ifmr_candidates(lo, hi, options);
-  const Cells cells = cells_of(sketch, candidates);
-  std::vector<Bounds> bounds(candidates.size());
-  const int64_t grain = kGrain / (cells.size() + 1) + 1;
-  torch::stable::parallel_for(0, bounds.size(), grain, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) bounds[i] = ifmr_bounds(cells, candidates[i]);
-  });
-  const Choice choice = least_loss(bounds, candidates);
-  STD_TORCH_CHECK(std::isfinite(candidates[choice.index].scale),
-                  "x spans a range that float32 cannot hold");
-  const ScaleOffset factors = ifmr_factors(candidates[choice.index], options);
-  Tensor scale = torch::stable::empty({}, ScalarType::Float);
-  Tensor offset = torch::stable::empty({}, ScalarType::Int);
-  *scale.mutable_data_ptr<float>() = factors.scale;
-  *offset.mutable_data_ptr<int32_t>() = factors.offset;
-  return {scale, offset, choice.certified};
+  if (options.num_bits > kMostSketchedBits) return {first_least(x, distinct(candidates))};
+  return {first_least(x, survivors_of(bounds_of(seen.sketch.view(), candidates), candidates))};
 }
 
-inline std::tuple<Tensor, Tensor> ifmr_sorted(const Tensor& x, const IfmrOptions& options,
-                                              std::optional<int64_t> axis) {
-  const Rows rows = rows_of(x, axis);
-  const int64_t n = rows.length, count = options.ratios.size();
-  std::vector<float> sorted(rows.count * n);
-  std::atomic<bool> finite{true};
-  const int64_t grain = (kGrain + n - 1) / n;
-  torch::stable::parallel_for(0, rows.count, grain, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) {
-      if (!amct::all_finite(rows.row(c), n)) finite = false;
-      if (!finite) return;
-      sort_row(rows.row(c), n, sorted.data() + c * n);
-    }
-  });
-  STD_TORCH_CHECK(finite, "x must be finite, got NaN or infinity");
+// Of counted values, in ascending order.
+inline Found found_in(const Counted& x, const IfmrOptions& options) {
+  const double n = std::accumulate(x.weight.begin(), x.weight.end(), 0.0);
+  const auto end = [&](auto value, auto weight, double percentile) {
+    const int64_t k = percentile_rank(percentile, static_cast<int64_t>(n));
+    for (double seen = *weight; seen < static_cast<double>(k); seen += *weight) ++value, ++weight;
+    return *value;
+  };
+  const float lo = end(x.value.begin(), x.weight.begin(), options.min_percentile);
+  const float hi = end(x.value.rbegin(), x.weight.rbegin(), options.max_percentile);
+  const std::vector<Candidate> candidates =
+      distinct(ifmr_candidates(std::min(lo, 0.0f), std::max(hi, 0.0f), options));
+  if (candidates.empty()) return {};
+  return {least_of(losses_of(x, candidates), candidates)};
+}
 
-  std::vector<Candidate> candidates;
-  for (int64_t c = 0; c < rows.count; ++c) {
-    const float* row = sorted.data() + c * n;
-    const float lo = row[percentile_rank(options.min_percentile, n) - 1];
-    const float hi = row[n - percentile_rank(options.max_percentile, n)];
-    const auto own = ifmr_candidates(std::min(lo, 0.0f), std::max(hi, 0.0f), options);
-    candidates.insert(candidates.end(), own.begin(), own.end());
+inline Found found_in_counts(const int64_t* counts, bool is_bfloat16, const IfmrOptions& options) {
+  const Counted x = counted(counts, is_bfloat16);
+  return x.value.empty() ? Found{{}, false} : found_in(x, options);
+}
+
+// Scales and offsets of C searches.
+struct FoundFactors {
+  Tensor scale, offset;
+
+  explicit FoundFactors(int64_t channels)
+      : scale(torch::stable::empty({channels}, ScalarType::Float)),
+        offset(torch::stable::empty({channels}, ScalarType::Int)) {}
+  void set(int64_t c, const Candidate& candidate, const IfmrOptions& options) {
+    const ScaleOffset f = ifmr_factors(candidate, options);
+    scale.mutable_data_ptr<float>()[c] = f.scale;
+    offset.mutable_data_ptr<int32_t>()[c] = f.offset;
   }
-  std::vector<double> losses(candidates.size());
-  torch::stable::parallel_for(0, losses.size(), grain, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      losses[i] = ifmr_loss_or_inf(sorted.data() + i / count * n, n, candidates[i]);
-  });
+};
 
-  const std::vector<int64_t> size =
-      axis.has_value() ? std::vector<int64_t>{rows.count} : std::vector<int64_t>{};
-  Tensor scale = torch::stable::empty(size, ScalarType::Float);
-  Tensor offset = torch::stable::empty(size, ScalarType::Int);
-  for (int64_t c = 0; c < rows.count; ++c) {
-    const auto own = losses.begin() + c * count;
-    const auto least = std::min_element(own, own + count);
-    STD_TORCH_CHECK(std::isfinite(*least), "x spans a range that float32 cannot hold");
-    const ScaleOffset factors = ifmr_factors(candidates[least - losses.begin()], options);
-    scale.mutable_data_ptr<float>()[c] = factors.scale;
-    offset.mutable_data_ptr<int32_t>()[c] = factors.offset;
-  }
-  return {scale, offset};
+inline bool is_half(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
 }
 
-#else
-
-// The searches are host code, registered once. What they would refuse is refused before the call,
-// for an error from an inner call loses its text.
-inline std::tuple<Tensor, Tensor> ifmr_sorted(const Tensor& x, const IfmrOptions& options,
-                                              std::optional<int64_t> axis) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  const Tensor host = torch::stable::to(x, torch::headeronly::DeviceType::CPU);
-  const Rows rows = rows_of(host, std::nullopt);
-  STD_TORCH_CHECK(amct::all_finite(rows.row(0), rows.length),
-                  "x must be finite, got NaN or infinity");
-  std::array<StableIValue, 8> stack{from(host),
-                                    from(options.num_bits),
-                                    from(options.asymmetric),
-                                    from(options.max_percentile),
-                                    from(options.min_percentile),
-                                    from(options.search_range),
-                                    from(options.search_step),
-                                    from(axis)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("amct_pytorch::ifmr", "", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
-}
-
-inline std::tuple<Tensor, Tensor, bool> ifmr_search(
-    const Tensor& pages, const Tensor& counts, const Tensor& sums, const Tensor& low,
-    const Tensor& high, int64_t num_bits, bool asymmetric, double max_percentile,
-    double min_percentile, const std::vector<double>& search_range, double search_step) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 11> stack{from(pages),        from(counts),         from(sums),
-                                     from(low),          from(high),           from(num_bits),
-                                     from(asymmetric),   from(max_percentile), from(min_percentile),
-                                     from(search_range), from(search_step)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("amct_pytorch::ifmr_search", "", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<bool>(stack[2])};
-}
-#endif
-
-std::tuple<Tensor, Tensor> ifmr(const Tensor& x, int64_t num_bits, bool asymmetric,
+std::tuple<Tensor, Tensor> ifmr(const Tensor& x_, int64_t num_bits, bool asymmetric,
                                 double max_percentile, double min_percentile,
                                 std::vector<double> search_range, double search_step,
                                 std::optional<int64_t> axis) {
   const IfmrOptions options =
       ifmr_options(num_bits, asymmetric, max_percentile, min_percentile, search_range, search_step);
-  check_not_empty(x);
-  if (axis.has_value()) check_axis(x, *axis);
-  const int64_t n = x.numel();
-  Tensor scale, offset;
-  if (is_sketched(n, options, axis)) {
-    const auto [pages, counts, sums, low, high] =
-        ifmr_collect(x, percentile_rank(min_percentile, n), percentile_rank(max_percentile, n));
-    std::tie(scale, offset, std::ignore) =
-        ifmr_search(pages, counts, sums, low, high, num_bits, asymmetric, max_percentile,
-                    min_percentile, search_range, search_step);
+  check_not_empty(x_);
+  if (axis.has_value()) check_axis(x_, *axis);
+  std::vector<Found> found(axis.has_value() ? x_.size(check_axis(x_, *axis)) : 1);
+  if (!axis.has_value() && is_half(x_) && x_.numel() > kFew) {
+    const Tensor x = dense(x_);
+    found[0] =
+        found_in_counts(counts_of(x).data(), x.scalar_type() == ScalarType::BFloat16, options);
   } else {
-    std::tie(scale, offset) = ifmr_sorted(x, options, axis);
+    const Rows rows = rows_of(x_, axis);
+    for_each_row(rows, [&](int64_t c, const Values& x) { found[c] = found_in(x, options); });
   }
-  return {torch::stable::to(scale, x.device()), torch::stable::to(offset, x.device())};
+  for (const Found& f : found) f.check();
+  FoundFactors factors(found.size());
+  for (size_t c = 0; c < found.size(); ++c) factors.set(c, found[c].candidate, options);
+  const auto shaped = [&](const Tensor& t) {
+    return torch::stable::to(axis.has_value() ? t : torch::stable::reshape(t, {}), x_.device());
+  };
+  return {shaped(factors.scale), shaped(factors.offset)};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) {
-  m.impl("ifmr", TORCH_BOX(&ifmr));
-  m.impl("ifmr_collect", TORCH_BOX(&ifmr_collect));
-#if !defined(USE_CUDA)
-  m.impl("ifmr_search", TORCH_BOX(&ifmr_search));
-#endif
-}
+STABLE_TORCH_LIBRARY_IMPL(amct_pytorch, AMCT_DEVICE_KEY, m) { m.impl("ifmr", TORCH_BOX(&ifmr)); }
 
 }  // namespace AMCT_DEVICE_NS
 }  // namespace amct

@@ -110,29 +110,99 @@ AMCT_HD float level(float x, const Candidate& c) {
   return rint_even(clamp(x, c.lo, c.hi) / c.scale) * c.scale;
 }
 
-#if !defined(USE_CUDA)
-// L of one candidate, in a fixed order of additions.
-inline AMCT_CLONES double ifmr_loss(const float* x, int64_t n, const Candidate c) {
-  double lanes[kLanes] = {};
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) {
-      const double error = static_cast<double>(level(x[i + j], c)) - x[i + j];
-      lanes[j] += error * error;
-    }
-  for (int64_t i = whole; i < n; ++i) {
-    const double error = static_cast<double>(level(x[i], c)) - x[i];
-    lanes[i - whole] += error * error;
-  }
+// How many levels lie between zero and the end of a range: rint as in level().
+inline int64_t steps_of(float end, float scale) {
+  return static_cast<int64_t>(rint_even(end / scale));
+}
+
+// Candidates that quantize alike, once, and none whose range float32 cannot hold.
+inline std::vector<Candidate> distinct(const std::vector<Candidate>& candidates) {
+  const auto alike = [](const Candidate& a, const Candidate& b) {
+    return a.scale == b.scale && steps_of(a.lo, a.scale) == steps_of(b.lo, b.scale) &&
+           steps_of(a.hi, a.scale) == steps_of(b.hi, b.scale);
+  };
+  std::vector<Candidate> kept;
+  for (const Candidate& c : candidates)
+    if (std::isfinite(c.scale) && (kept.empty() || !alike(kept.back(), c))) kept.push_back(c);
+  return kept;
+}
+
+// ---- losses ----
+
+// Losses are summed in chunks, each over kLossLanes running sums, the same on every device.
+constexpr int kLossLanes = 32;
+constexpr int64_t kLossChunk = 16384;
+
+// The squared error of one value, which may count for several.
+AMCT_HD double squared_error(float x, const Candidate& c) {
+  const double error = static_cast<double>(level(x, c)) - static_cast<double>(x);
+  return error * error;
+}
+
+#if defined(USE_CUDA)
+#define AMCT_HOST_CLONES
+#else
+#define AMCT_HOST_CLONES AMCT_CLONES
+#endif
+
+// L over at most kLossChunk values, times their weights where there are any.
+template <bool kWeighted>
+AMCT_HOST_CLONES double chunk_loss(const float* x, const double* weight, int64_t n,
+                                   const Candidate c) {
+  double lanes[kLossLanes] = {};
+  const int64_t whole = n - n % kLossLanes;
+  for (int64_t i = 0; i < whole; i += kLossLanes)
+    for (int j = 0; j < kLossLanes; ++j)
+      lanes[j] +=
+          kWeighted ? weight[i + j] * squared_error(x[i + j], c) : squared_error(x[i + j], c);
+  for (int64_t i = whole; i < n; ++i)
+    lanes[i - whole] += kWeighted ? weight[i] * squared_error(x[i], c) : squared_error(x[i], c);
   double total = 0;
   for (const double lane : lanes) total += lane;
   return total;
 }
 
-// A candidate whose range overflows float32 is out of the race.
-inline double ifmr_loss_or_inf(const float* x, int64_t n, const Candidate& c) {
-  return std::isfinite(c.scale) ? ifmr_loss(x, n, c) : std::numeric_limits<double>::infinity();
+// Distinct values and how often each occurs.
+struct Counted {
+  std::vector<float> value;
+  std::vector<double> weight;
+};
+
+// The values of a 16-bit type that occur, ascending, given how often its bits do. Empty where one
+// is not finite.
+inline Counted counted(const int64_t* counts, bool is_bfloat16) {
+  constexpr int kSign16 = 0x8000, kValues = 0x10000;
+  Counted found;
+  const auto take = [&](int bits) {
+    if (counts[bits] == 0) return true;
+    const auto word = static_cast<uint16_t>(bits);
+    const float value = is_bfloat16 ? static_cast<float>(bfloat16(word, bfloat16::from_bits()))
+                                    : static_cast<float>(half(word, half::from_bits()));
+    found.value.push_back(value);
+    found.weight.push_back(static_cast<double>(counts[bits]));
+    return std::isfinite(value);
+  };
+  bool finite = true;
+  for (int bits = kValues - 1; bits >= kSign16; --bits) finite = take(bits) && finite;
+  for (int bits = 0; bits < kSign16; ++bits) finite = take(bits) && finite;
+  return finite ? found : Counted{};
 }
-#endif
+
+inline std::vector<double> losses_of(const Counted& x, const std::vector<Candidate>& candidates) {
+  const int64_t n = x.value.size();
+  std::vector<double> losses(candidates.size());
+  torch::stable::parallel_for(0, losses.size(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k)
+      for (int64_t i = 0; i < n; i += kLossChunk)
+        losses[k] += chunk_loss<true>(x.value.data() + i, x.weight.data() + i,
+                                      std::min(kLossChunk, n - i), candidates[k]);
+  });
+  return losses;
+}
+
+inline Candidate least_of(const std::vector<double>& losses,
+                          const std::vector<Candidate>& candidates) {
+  return candidates[std::min_element(losses.begin(), losses.end()) - losses.begin()];
+}
 
 }  // namespace amct

@@ -1,18 +1,20 @@
 // ifmr_sketch.h - many float32 values in little memory, for IFMR.
 //
-// A bucket is the values with the same top 22 bits: sign, exponent and 13 bits of the fraction.
-// The low 10 bits say how many ulp a value is away from the end of the bucket that is nearest to
-// zero. A sketch holds for every bucket the number of its values and the sum of their low bits:
-// integers, so that order, batches, threads and devices change no bit of it, and the mean of
-// a bucket is exact. A float16 or bfloat16 value has a bucket of its own.
+// A bucket is the values that share their sign, their exponent and the first bits of the fraction.
+// How many bits depends on the exponent alone: `bits` where it is `top`, that of the largest
+// magnitude, and one less for each exponent below, so that buckets are equally wide, down to
+// half of `bits`, from where on buckets become narrower with the values. What is smaller than
+// kFloorExponents of those still, like zeros and denormals, shares the last bucket.
 //
-// Buckets with the same sign and exponent form a page. Pages without values take no memory,
-// except page 0, which is that of zeros.
+// A sketch holds for every bucket the number of its values and the sum of their other bits, that
+// is, of the ulp by which they exceed the end of the bucket nearest to zero. These are integers,
+// and a larger `top` only joins buckets: order, batches, threads and devices change no bit of it,
+// and the mean of a bucket is exact.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "../checks.h"
@@ -20,12 +22,8 @@
 
 namespace amct {
 
-constexpr int kLowBits = 10, kPageBits = 13, kPageShift = kLowBits + kPageBits;
-constexpr uint32_t kLowMask = (1u << kLowBits) - 1;
-constexpr int64_t kBuckets = 1 << kPageBits;        // of a page
-constexpr int64_t kPages = 1 << (32 - kPageShift);  // the second half is negative
-constexpr int64_t kSignPage = kPages / 2;
-constexpr int64_t kLastExponent = kSignPage - 1;  // of infinity and NaN
+constexpr int kFractionBits = 23, kFloorExponents = 24, kMostExponent = 255;
+constexpr uint32_t kSign = 1u << 31, kHidden = 1u << kFractionBits;
 
 AMCT_HD uint32_t float_bits(float v) {
   uint32_t bits;
@@ -39,142 +37,213 @@ inline float float_of_bits(uint32_t bits) {
   return v;
 }
 
-// Values with the bits first, first + 1, ..., first + span: one bucket, or several neighbours.
+// The buckets of equal exponent, in the order of magnitude: begin, begin + 1, ...
+struct Octave {
+  int exponent, shift, begin, count;  // a bucket spans 2^shift floats
+};
+
+// Where a value goes. Positive values have the buckets 0 .. side() - 1, negative ones the next
+// side(), and the smallest magnitudes of both signs the last one, rest().
+struct Layout {
+  int bits, top;
+
+  AMCT_HD int floor_bits() const { return bits / 2; }
+  AMCT_HD int side() const { return (2 << bits) + (kFloorExponents - 1) * (1 << floor_bits()); }
+  AMCT_HD int rest() const { return 2 * side(); }
+  AMCT_HD int size() const { return 2 * side() + 1; }
+
+  AMCT_HD int shift_of(int below) const {  // of an exponent so much below the top
+    const int shift = kFractionBits - bits + below;
+    return shift < kFractionBits - floor_bits() ? shift : kFractionBits - floor_bits();
+  }
+  // The bucket of a magnitude with at most the exponent `top`; negative for the rest.
+  AMCT_HD int index(uint32_t magnitude) const {
+    const int below = top - static_cast<int>(magnitude >> kFractionBits);
+    const int floors = below - (bits - floor_bits()) > 0 ? below - (bits - floor_bits()) : 0;
+    const uint32_t fraction = (magnitude & (kHidden - 1)) | kHidden;
+    const int place = static_cast<int>(fraction >> shift_of(below)) +
+                      (kFloorExponents - 1 - floors) * (1 << floor_bits());
+    return magnitude < kHidden ? -1 : place;
+  }
+  // The bits of a magnitude that its bucket leaves out.
+  AMCT_HD uint32_t low(uint32_t magnitude) const {
+    const int below = top - static_cast<int>(magnitude >> kFractionBits);
+    return magnitude & ((1u << shift_of(below)) - 1);
+  }
+
+  int octaves() const { return bits - floor_bits() + 1 + kFloorExponents; }
+  Octave octave(int below) const {
+    const int shift = shift_of(below), count = 1 << (kFractionBits - shift);
+    const int floors = std::max(below - (bits - floor_bits()), 0);
+    return {top - below, shift, count + (kFloorExponents - 1 - floors) * (1 << floor_bits()),
+            count};
+  }
+  // The smallest magnitude outside the rest.
+  uint32_t least() const {
+    const int exponent = top - (octaves() - 1);
+    return static_cast<uint32_t>(std::max(exponent, 1)) << kFractionBits;
+  }
+  float least_value() const { return float_of_bits(least()); }
+};
+
+// Values with the magnitudes first, first + 1, ..., first + span.
 struct Bucket {
   uint32_t first, span;
-  int64_t count, sum;  // sum of (bits - first)
+  int64_t count, sum;  // sum of (magnitude - first)
 
-  bool is_negative() const { return first >> 31; }
-  float inner_end() const { return float_of_bits(first); }  // nearest to zero
-  float outer_end() const { return float_of_bits(first + span); }
   // Whether the values are known: one, or equal ones at an end of the bucket.
   bool is_known() const { return count == 1 || sum == 0 || sum == count * span; }
-  float known() const {
-    const int64_t offset = count == 1 ? sum : sum == 0 ? 0 : span;
-    return float_of_bits(first + static_cast<uint32_t>(offset));
+  uint32_t known() const {
+    return first + static_cast<uint32_t>(count == 1 ? sum : sum == 0 ? 0 : span);
   }
-  double mean() const {
-    const double from = inner_end(), to = outer_end();
-    return from + (to - from) * static_cast<double>(sum) / (static_cast<double>(count) * span);
+  double mean() const {  // of the magnitudes
+    const double from = float_of_bits(first), to = float_of_bits(first + span);
+    return span == 0 ? from : from + (to - from) * (static_cast<double>(sum) / count / span);
   }
 };
 
-// The bucket of +0 or -0. Its other values, denormal, are taken for zeros as ends of a range: the
-// step of such a range is 1 either way.
-inline bool is_zero(const Bucket& b) { return b.first << 1 == 0; }
-
-// Host tensors: page numbers (ascending), and the counts and sums of the buckets of each page.
+// One channel of a sketch, in memory that others own.
 struct Sketch {
-  Tensor pages, counts, sums;   // int64 [P], [P, kBuckets], [P, kBuckets]
-  int64_t *page, *count, *sum;  // their elements
-  int64_t buckets;              // P * kBuckets
+  Layout layout;
+  int64_t *count, *sum;  // layout.size() each
 
-  Sketch(const Tensor& p, const Tensor& n, const Tensor& d) : pages(p), counts(n), sums(d) {
-    for (const Tensor& t : {p, n, d})
-      STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == ScalarType::Long,
-                      "pages, counts and sums must be contiguous int64 tensors in host memory");
-    buckets = p.numel() * kBuckets;
-    STD_TORCH_CHECK(n.numel() == buckets && d.numel() == buckets, "counts and sums must be [",
-                    p.numel(), ", ", kBuckets, "] for the pages given");
-    page = static_cast<int64_t*>(p.data_ptr());
-    count = static_cast<int64_t*>(n.data_ptr());
-    sum = static_cast<int64_t*>(d.data_ptr());
+  Bucket bucket(const Octave& o, int i, bool negative) const {
+    const int at = o.begin + i + (negative ? layout.side() : 0);
+    const uint32_t first =
+        static_cast<uint32_t>(o.exponent) << kFractionBits | static_cast<uint32_t>(i) << o.shift;
+    return {first, (1u << o.shift) - 1, count[at], sum[at]};
   }
 
-  Bucket bucket(int64_t i) const {
-    const uint32_t first = static_cast<uint32_t>(page[i / kBuckets]) << kPageShift |
-                           static_cast<uint32_t>(i % kBuckets) << kLowBits;
-    return {first, kLowMask, count[i], sum[i]};
-  }
-
-  // Calls body(bucket) from zero to the largest value, then from zero to the smallest one.
-  template <class Body>
-  void for_each(Body&& body) const {
-    for (int64_t i = 0; i < buckets; ++i)
-      if (count[i] != 0) body(bucket(i));
-  }
-
-  // Calls body(bucket) for one sign, from the outermost value to zero, while it returns true.
+  // Calls body(bucket) for the filled ones of one sign, from the outermost to the rest, while it
+  // returns true.
   template <class Body>
   void for_each_inwards(bool negative, Body&& body) const {
-    for (int64_t i = buckets - 1; i >= 0; --i) {
-      if (count[i] == 0) continue;
-      const Bucket b = bucket(i);
-      if (b.is_negative() == negative && !body(b)) return;
+    for (int below = 0; below < layout.octaves() && below < layout.top; ++below) {
+      const Octave o = layout.octave(below);
+      for (int i = o.count - 1; i >= 0; --i) {
+        const Bucket b = bucket(o, i, negative);
+        if (b.count != 0 && !body(b)) return;
+      }
     }
   }
 
-  // How many values there are, and in how many buckets.
-  int64_t size() const { return std::accumulate(count, count + buckets, int64_t{0}); }
-  int64_t occupied() const { return buckets - std::count(count, count + buckets, 0); }
-};
-
-inline Sketch new_sketch(const std::vector<int64_t>& pages) {
-  const int64_t n = pages.size();
-  const Sketch s(torch::stable::empty({n}, ScalarType::Long),
-                 torch::stable::empty({n, kBuckets}, ScalarType::Long),
-                 torch::stable::empty({n, kBuckets}, ScalarType::Long));
-  std::copy(pages.begin(), pages.end(), s.page);
-  std::fill_n(s.count, s.buckets, 0);
-  std::fill_n(s.sum, s.buckets, 0);
-  return s;
-}
-
-inline void check_finite(const std::vector<int64_t>& pages) {
-  for (const int64_t id : pages)
-    STD_TORCH_CHECK(id % kSignPage != kLastExponent, "x must be finite, got NaN or infinity");
-}
-
-// Which values are the k largest of one sign, by magnitude: those from `edge` outwards, `gathered`
-// of them, which have to be looked up, and then those of `inner`, known without a look.
-struct Tail {
-  float edge = 0;
-  int64_t gathered = 0;
-  std::vector<float> inner;
-};
-
-inline Tail tail_of(const Sketch& sketch, bool negative, int64_t k) {
-  Tail tail;
-  int64_t seen = 0;
-  sketch.for_each_inwards(negative, [&](const Bucket& b) {
-    if (is_zero(b)) return false;
-    seen += b.count;
-    if (b.is_known()) {
-      tail.inner.insert(tail.inner.end(), std::min(b.count, k), b.known());
-    } else {
-      tail = {b.inner_end(), seen, {}};
+  // Values of equal sign with the magnitudes of one bucket, maybe of another layout.
+  void add(const Bucket& b, bool negative) {
+    const int place = layout.index(b.first);
+    if (place < 0) {
+      count[layout.rest()] += b.count;
+      return;
     }
-    return seen < k;
-  });
-  return tail;
-}
+    const int at = place + (negative ? layout.side() : 0);
+    count[at] += b.count;
+    sum[at] += b.sum + b.count * static_cast<int64_t>(layout.low(b.first));
+  }
 
-// The k largest magnitudes of a tail, descending, given the looked-up values.
-inline std::vector<float> completed(const Tail& tail, std::vector<float> values, int64_t k) {
-  const auto larger = [](float a, float b) { return std::abs(a) > std::abs(b); };
-  const auto kept = values.begin() + std::min<int64_t>(k, values.size());
-  std::nth_element(values.begin(), kept, values.end(), larger);
-  values.erase(kept, values.end());
-  std::sort(values.begin(), values.end(), larger);
-  values.insert(values.end(), tail.inner.begin(), tail.inner.end());
-  if (static_cast<int64_t>(values.size()) > k) values.resize(k);
-  return values;
-}
+  // Makes the buckets those of a larger top exponent.
+  void raise(int top) {
+    if (top <= layout.top) return;
+    std::vector<int64_t> counts(count, count + layout.size()), sums(sum, sum + layout.size());
+    const Sketch old{layout, counts.data(), sums.data()};
+    std::fill_n(count, layout.size(), 0);
+    std::fill_n(sum, layout.size(), 0);
+    layout.top = top;
+    add(old);
+  }
 
-// Values beyond one of two edges, none of which is zero.
+  // Adds a sketch of the same `bits` and no larger a top.
+  void add(const Sketch& other) {
+    if (other.layout.top == layout.top) {
+      for (int i = 0; i < layout.size(); ++i) {
+        count[i] += other.count[i];
+        sum[i] += other.sum[i];
+      }
+      return;
+    }
+    for (const bool negative : {false, true})
+      other.for_each_inwards(negative, [&](const Bucket& b) {
+        add(b, negative);
+        return true;
+      });
+    count[layout.rest()] += other.count[other.layout.rest()];
+  }
+
+  int64_t values() const {
+    int64_t n = 0;
+    for (int i = 0; i < layout.size(); ++i) n += count[i];
+    return n;
+  }
+};
+
+// Sketches with their memory.
+class OwnSketch {
+ public:
+  explicit OwnSketch(Layout layout)
+      : counts_(layout.size()), sums_(layout.size()), view_{layout, counts_.data(), sums_.data()} {}
+  explicit OwnSketch(const Sketch& of)
+      : counts_(of.count, of.count + of.layout.size()),
+        sums_(of.sum, of.sum + of.layout.size()),
+        view_{of.layout, counts_.data(), sums_.data()} {}
+  OwnSketch(OwnSketch&&) = default;
+  Sketch& view() { return view_; }
+  const Sketch& view() const { return view_; }
+
+ private:
+  std::vector<int64_t> counts_, sums_;
+  Sketch view_;
+};
+
+// Contiguous float32 values on the device of a tensor.
+struct Values {
+  const float* data;
+  int64_t size;
+  const Tensor* owner;
+};
+
+// The largest magnitudes of some values.
+struct Peak {
+  uint32_t high = 0, low = 0;  // of the positive values, of the negative ones; 0: none
+
+  AMCT_HD uint32_t magnitude() const { return high > low ? high : low; }
+  AMCT_HD void extend(const Peak& p) {
+    if (p.high > high) high = p.high;
+    if (p.low > low) low = p.low;
+  }
+  int exponent() const { return static_cast<int>(magnitude() >> kFractionBits); }
+  bool is_finite() const { return exponent() < kMostExponent; }
+};
+
+constexpr int64_t kPeakChunk = 16384;  // values of one Peak
+constexpr int kHalfValues = 65536;     // of a 16-bit type
+
+// What a device finds out in one pass. If the values are not finite, the sketch is of no use.
+struct Collected {
+  OwnSketch sketch;
+  std::vector<Peak> peaks;  // of each chunk
+
+  Peak peak() const {
+    Peak all;
+    for (const Peak& p : peaks) all.extend(p);
+    return all;
+  }
+};
+
+// Magnitudes from `first` to `last`, none when first > last.
+struct Span {
+  uint32_t first = 1, last = 0;
+  AMCT_HD bool has(uint32_t magnitude) const { return first <= magnitude && magnitude <= last; }
+  AMCT_HD bool empty() const { return first > last; }
+  AMCT_HD bool is_one() const { return first == last; }
+};
+
+// The `count` largest of the magnitudes in a span.
+struct Largest {
+  Span span;
+  int64_t count = 0;
+};
+
+// Magnitudes of values of either sign, in no order.
 struct Extremes {
-  std::vector<float> low, high;
+  std::vector<uint32_t> high, low;
 };
-
-// Calls body(i) for every byte of n that is set; bytes are read by eights.
-template <class Body>
-void for_each_mark(const uint8_t* marks, int n, Body&& body) {
-  for (int i = 0; i < n; i += 8) {
-    uint64_t eight;
-    std::memcpy(&eight, marks + i, sizeof eight);
-    for (int k = i; eight != 0 && k < i + 8; ++k)
-      if (marks[k] != 0) body(k);
-  }
-}
 
 }  // namespace amct

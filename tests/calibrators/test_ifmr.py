@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import reference_calibration as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,33 +68,59 @@ def test_split_order_and_merge_of_many_values_do_not_matter(asymmetric, data):
     assert_same(calibrator.compute(), ifmr(x, asymmetric=asymmetric))
 
 
-@pytest.mark.parametrize(
-    ("options", "keeps_values"),
-    [
-        ({}, False),
-        ({"num_bits": 4}, False),
-        ({"max_percentile": 1 - 2**-16}, False),
-        ({"num_bits": 9}, True),
-        ({"max_percentile": 0.9999}, True),
-        ({"axis": 0}, True),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("n", [65536, 65537])
-def test_values_are_kept_while_few_or_where_a_sketch_would_not_do(options, keeps_values, n):
-    x = example("normal", n).view(1, n)
-    calibrator = calibrated(x.split(30_000, dim=1), **options)
-    assert ("values" in calibrator.state_dict()) == (keeps_values or n == 65536)
-    assert_same(calibrator.compute(), ifmr(x, **options))
+FORMS = {
+    "defaults": ({}, torch.float32, 2**16, "sums"),
+    "4 bits": ({"num_bits": 4}, torch.float32, 2**16, "sums"),
+    "low percentile": ({"max_percentile": 0.9}, torch.float32, 2**16, "sums"),
+    "float16": ({}, torch.float16, 2**16, "float16_counts"),
+    "bfloat16": ({"max_percentile": 0.9}, torch.bfloat16, 2**16, "bfloat16_counts"),
+    "9 bits": ({"num_bits": 9}, torch.float32, 2**20, "sums"),
+    "axis": ({"axis": 0}, torch.float32, 2**22, "sums"),
+    "axis of float16": ({"axis": 0}, torch.float16, 2**22, "sums"),
+}
 
 
-def test_states_of_any_split_are_equal():
-    x = example("normal", 3 * MANY)
-    expected = calibrated([x]).state_dict()
-    for batches in (x.flip(0).split(50_000), x.split(MANY)):
-        state = calibrated(batches).state_dict()
+@pytest.mark.parametrize(("options", "dtype", "most", "key"), FORMS.values(), ids=FORMS)
+def test_values_are_kept_while_they_are_few(options, dtype, most, key):
+    x = example("normal", most + 2).to(dtype).view(2, -1)
+    calibrator = calibrated(x[:, :-1].split(most // 4, dim=1), **options)
+    assert set(calibrator.state_dict()) == {"values"}
+    assert_same(calibrator.compute(), ifmr(x[:, :-1], **options))
+    assert calibrator.certified
+    calibrator.update(x[:, -1:])
+    assert key in calibrator.state_dict()
+    if calibrator.compute() and calibrator.certified:
+        assert_same(calibrator.compute(), ifmr(x, **options))
+
+
+@pytest.mark.parametrize("axis", [None, 0], ids=str)
+def test_states_of_any_split_are_equal(axis):
+    x = example("student_t3", 2**22 + 4).view(4, -1)
+    expected = calibrated([x], axis=axis).state_dict()
+    assert "sums" in expected
+    parts = x.flip(1).split(170_000, dim=1)
+    merged = calibrated(parts[:3], axis=axis)
+    merged.merge(calibrated(parts[3:], axis=axis))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = calibrated(parts[::-1], axis=axis)
+    torch.set_num_threads(before)
+    for calibrator in (merged, alone):
+        state = calibrator.state_dict()
         assert state.keys() == expected.keys()
         assert_same(state.values(), expected.values())
+
+
+def test_states_of_any_mixture_of_dtypes_are_equal():
+    parts = [example(name, MANY) for name in ("normal", "student_t3", "relu")]
+    parts = [parts[0].half(), parts[1], parts[2].bfloat16(), parts[0][:5].half() * 100]
+    expected = calibrated([torch.cat([part.float() for part in parts])])
+    for batches in (parts, parts[::-1], [parts[3], *parts[:3]]):
+        assert_same(calibrated(batches).state_dict().values(), expected.state_dict().values())
+    merged = calibrated([parts[0], parts[3]])
+    merged.merge(calibrated([parts[2]]))
+    merged.merge(calibrated([parts[1]]))
+    assert_same(merged.state_dict().values(), expected.state_dict().values())
 
 
 def test_counts_of_equal_values_do_not_saturate():
@@ -102,7 +129,9 @@ def test_counts_of_equal_values_do_not_saturate():
     for _ in range(12):
         calibrator.merge(calibrator)
     assert calibrator.state_dict()["counts"].max() == 2**12 * (x == 0).sum() > 2**25
-    assert_same(calibrator.compute(), ifmr(x, max_percentile=1.0, min_percentile=1.0))
+    calibrator.compute()
+    if calibrator.certified:
+        assert_same(calibrator.compute(), ifmr(x, max_percentile=1.0, min_percentile=1.0))
 
 
 def test_certified():
@@ -112,6 +141,83 @@ def test_certified():
         calibrator.update(example("normal", n))
         calibrator.compute()
         assert calibrator.certified is True
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "relu", "student_t3", "binary", "tiny"])
+def test_a_choice_that_is_certified_is_that_of_the_op(name):
+    certified = 0
+    for seed in range(5):
+        x = example(name, 100_000, seed)
+        calibrator = calibrated([x])
+        factors = calibrator.compute()
+        if calibrator.certified:
+            certified += 1
+            assert_same(factors, ifmr(x))
+    assert certified >= 3
+
+
+def test_a_choice_that_is_not_certified_is_near_the_least_loss():
+    x = example("normal", 100_000)
+    calibrator = calibrated([x], search_step=1e-4)
+    scale, _ = calibrator.compute()
+    assert calibrator.certified is False
+    candidates = reference.ifmr_candidates(*reference.ifmr_range(x))
+    best = min(reference.ifmr_losses(x, candidates))
+    own = [c for c in reference.ifmr_candidates(*reference.ifmr_range(x), search_step=1e-4)
+           if c[2] == scale]  # fmt: skip
+    assert reference.ifmr_losses(x, own)[0] < best * (1 + 1e-4)
+
+
+def test_a_choice_that_outliers_hide_is_not_certified():
+    x = torch.cat([example("normal", MANY), torch.full((2,), 1e20)])
+    calibrator = calibrated([x], max_percentile=0.9999)
+    calibrator.compute()  # whose losses all round to 2e40
+    assert calibrator.certified is False
+
+
+@pytest.mark.parametrize(
+    ("percentile", "is_exact"), [(1 - 2**-4, True), (0.51, False)], ids=["few", "many"]
+)
+def test_ends_are_exact_while_few_values_lie_beyond(percentile, is_exact):
+    x = example("normal", 2**18) * 0.7
+    options = {"max_percentile": percentile, "min_percentile": percentile, "num_bits": 2}
+    calibrator = calibrated(x.split(100_000), **options)
+    scale, offset = calibrator.compute()
+    expected = ifmr(x, **options)
+    assert calibrator.certified is is_exact
+    assert offset == expected[1]
+    if is_exact:
+        assert scale == expected[0]
+    else:  # the width of a bucket
+        assert scale.item() == pytest.approx(expected[0].item(), abs=2**-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_bits": 16},
+        {"max_percentile": 0.6, "min_percentile": 0.6},
+        {"axis": 1},
+        {"axis": 1, "num_bits": 16, "max_percentile": 0.6},
+    ],
+    ids=str,
+)
+def test_state_is_bounded(options):
+    calibrator = IFMR(**options)
+    channels = 4096 if "axis" in options else 8
+    for seed in range(3):
+        calibrator.update(example("normal", 2**21, seed).view(-1, channels))
+    size = sum(tensor.nbytes for tensor in calibrator.state_dict().values())
+    assert size < (2 * 2**20 if not options else 64 * 2**20)
+
+
+def test_channels_beyond_the_values_kept():
+    x = example("student_t3", 2**22 + 4).view(-1, 4) * torch.tensor([1.0, 1e-3, 1e6, 0.0])
+    calibrator = calibrated(x.split(300_000), axis=1)
+    assert "sums" in calibrator.state_dict()
+    assert_same(calibrator.compute(), ifmr(x, axis=1))
+    assert calibrator.certified
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -273,11 +379,17 @@ def test_a_state_of_another_calibrator_is_refused(state):
     assert calibrator.compute() == before
 
 
-def test_a_sketch_is_refused_with_an_axis():
-    calibrator = IFMR()
-    calibrator.update(torch.randn(70000))
-    with pytest.raises(ValueError, match="state: expected"):
-        IFMR(axis=0).load_state_dict(calibrator.state_dict())
+def test_a_sketch_of_other_options_is_refused():
+    state = calibrated([torch.randn(2, 2**22)], axis=0).state_dict()
+    for other in (IFMR(), IFMR(axis=0, num_bits=16), IFMR(axis=0, max_percentile=0.9)):
+        with pytest.raises(ValueError, match="state: expected"):
+            other.load_state_dict(state)
+
+
+def test_counts_are_refused_with_an_axis():
+    state = calibrated([torch.randn(70_000).half()]).state_dict()
+    with pytest.raises(ValueError, match=r"state: expected .*, got float16_counts \[65536\]"):
+        IFMR(axis=0).load_state_dict(state)
 
 
 def test_merging_something_else_is_a_type_error():

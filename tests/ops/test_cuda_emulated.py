@@ -194,3 +194,32 @@ def test_histograms(sizes, axis, bins, dtype):
     same(CUDA.hfmg_update(x, *state, axis), CPU.hfmg_update(x, *state, axis))
     state = CPU.hfmg_update(x, *state, axis)
     same(CUDA.hfmg_update(x * 2, *state, axis), CPU.hfmg_update(x * 2, *state, axis))
+
+
+DISTRIBUTIONS = {
+    "normal": lambda x: x,
+    "relu": lambda x: x.relu(),
+    "negative": lambda x: -x.abs(),
+    "atoms": lambda x: (x * 37).round() / 37,
+    "capped": lambda x: (4 * x).clamp(0, 6),  # half of the values in two buckets
+    "wide": lambda x: x * (2 * x).exp(),
+    "zeros": torch.zeros_like,
+}
+
+
+@dtypes
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize(("count", "bits"), [(5, 8), (70001, 8), (3001, 16)])
+def test_ifmr(name, count, bits, dtype):
+    x = DISTRIBUTIONS[name](values([count], torch.float32, None, skipped=1)).to(dtype)
+    for percentile in (1.0, 0.9):
+        arguments = (x, bits, True, percentile, percentile, [0.7, 1.3], 0.01, None)
+        same(CUDA.ifmr(*arguments), CPU.ifmr(*arguments))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_ifmr_refuses_what_is_not_finite(value):
+    x = values([70001], torch.float32, None)
+    x[69999] = value
+    with pytest.raises(RuntimeError, match="x must be finite"):
+        CUDA.ifmr(x, 8, True, 1.0, 1.0, [0.7, 1.3], 0.01, None)
