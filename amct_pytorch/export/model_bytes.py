@@ -1,8 +1,7 @@
 """The bytes of an ONNX model, tensor by tensor: its weights are never copied into a message.
 
-A protobuf message is its fields one behind the other, each as number and type, length, content.
-So the fields of the model and of its graph are serialized without the large tensors, and those go
-to the file from where they are, in their place.
+The fields of the model and of its graph are serialized without the large tensors, and those go to
+the file from where they are, in their place among them. `model_skeleton` reads such a file.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from typing import Any, BinaryIO
 
 import onnx_ir as ir
 
+from .wire import GRAPH, INITIALIZER, RAW_DATA, before_content
+
 # Bytes of a tensor that is kept out of messages. Shape inference reads smaller ones, axes and
 # shapes, and does not where they are in another file.
 SMALLEST = 256
-_LENGTH_DELIMITED = 2  # the type of a field whose length comes before it
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,16 @@ def model_bytes(model: ir.Model) -> ModelBytes:
         if values is not None:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
-            header = _serialized(tensor) + _key(tensor, "raw_data", values.nbytes)
-            initializers += [
-                _key(proto.graph, "initializer", len(header) + values.nbytes) + header,
-                values,
-            ]
+            header = _serialized(tensor) + before_content(RAW_DATA, values.nbytes)
+            whole = len(header) + values.nbytes
+            initializers += [before_content(INITIALIZER, whole) + header, values]
         else:
             content = _serialized(tensor)
-            initializers.append(_key(proto.graph, "initializer", len(content)) + content)
-    before, behind = _around(proto.graph, "initializer")
+            initializers.append(before_content(INITIALIZER, len(content)) + content)
+    before, behind = _around(proto.graph, INITIALIZER)
     graph = ModelBytes((before, *initializers, behind))
-    before, behind = _around(proto, "graph")
-    return ModelBytes((before + _key(proto, "graph", graph.size), *graph.parts, behind))
+    before, behind = _around(proto, GRAPH)
+    return ModelBytes((before + before_content(GRAPH, graph.size), *graph.parts, behind))
 
 
 def large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -100,9 +98,8 @@ def _serialized(message: Any) -> bytes:
     return content
 
 
-def _around(message: Any, field: str) -> tuple[bytes, bytes]:
-    """The fields with smaller and with larger numbers than `field`."""
-    number = message.DESCRIPTOR.fields_by_name[field].number
+def _around(message: Any, number: int) -> tuple[bytes, bytes]:
+    """The fields with smaller and with larger numbers."""
     return (
         _only(message, lambda other: other < number),
         _only(message, lambda other: other > number),
@@ -116,19 +113,3 @@ def _only(message: Any, wanted: Callable[[int], bool]) -> bytes:
         if not wanted(descriptor.number):
             part.ClearField(descriptor.name)
     return _serialized(part)
-
-
-def _key(message: Any, field: str, length: int) -> bytes:
-    """What stands before the content of a field: its number and type, and the length."""
-    number = message.DESCRIPTOR.fields_by_name[field].number
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last byte have their top bit set."""
-    result = bytearray()
-    while value >= 0x80:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)

@@ -1,10 +1,11 @@
 """Reading and writing ONNX files; large ones keep their tensors in one file beside them.
 
-Such a file is read and written one tensor at a time, so that a model is never in memory twice.
+A file is read and written one tensor at a time, so that a model is never in memory twice.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ..files import Content
 from .model_bytes import large_tensors, model_bytes, without_values
+from .model_skeleton import Place, read_skeleton
 
 # Serialized models above this many bytes get external data (protobuf ends at 2 GiB).
 EXTERNAL_DATA_LIMIT = 2_000_000_000
@@ -28,11 +31,7 @@ def load_model(path: str) -> ir.Model:
     tensors are cut off; all name the file.
     """
     try:
-        model = ir.load(path)
-        if model.graph is not None:
-            for value in model.graph.initializers.values():
-                if isinstance(value.const_value, ir.ExternalTensor):
-                    value.const_value = _read_when_needed(value.const_value)
+        model = _load(path)
     except FileNotFoundError as error:
         missing = error.filename or path
         raise FileNotFoundError(error.errno, "file of the ONNX model not found", missing) from None
@@ -48,7 +47,7 @@ def load_model(path: str) -> ir.Model:
 def has_external_data(model: ir.Model) -> bool:
     """Whether a tensor of a loaded `model` is in another file."""
     tensors = (value.const_value for value in model.graph.initializers.values())
-    return any(isinstance(tensor, _FromFile | ir.ExternalTensor) for tensor in tensors)
+    return any(isinstance(tensor, _FromOtherFile | ir.ExternalTensor) for tensor in tensors)
 
 
 def model_files(model: ir.Model, path: str, external: bool = False) -> dict[str, Content]:
@@ -86,24 +85,52 @@ class _Data:
             end = start + tensor.nbytes
 
 
-class _FromFile(ir.LazyTensor):
-    """A tensor that is in another file and does not stay in memory."""
+def _load(path: str) -> ir.Model:
+    proto, places = read_skeleton(path)
+    inside: dict[str, Place] = {}
+    for tensor, place in zip(proto.graph.initializer, places, strict=True):
+        if place is None:
+            continue
+        dtype = ir.DataType(tensor.data_type)
+        expected = math.prod(tensor.dims) * int(dtype.itemsize)
+        if dtype.itemsize < 1:  # two codes in a byte: onnx_ir takes them apart
+            tensor.raw_data = _read(path, *place).tobytes()
+        elif place[1] == expected:
+            inside[tensor.name] = place
+        else:
+            raise ValueError(f"expected {expected} bytes for {tensor.name}, found {place[1]}")
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, os.path.dirname(path))
+    for name, value in model.graph.initializers.items():
+        values = value.const_value
+        if name in inside:
+            assert values is not None
+            value.const_value = _read_when_needed(ir.LazyTensor, values, path, inside[name][0])
+        elif isinstance(values, ir.ExternalTensor) and values.dtype.itemsize >= 1:
+            start, size = values.offset or 0, os.path.getsize(values.path)
+            if start + values.nbytes > size:
+                needed = f"{start + values.nbytes} bytes for {name}"
+                raise ValueError(f"{values.path}: expected {needed}, found {size}")
+            value.const_value = _read_when_needed(_FromOtherFile, values, values.path, start)
+    return model
 
 
-def _read_when_needed(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+class _FromOtherFile(ir.LazyTensor):
+    """A tensor that is in a file beside that of the model, and does not stay in memory."""
+
+
+def _read_when_needed(
+    kind: type[ir.LazyTensor], tensor: ir.TensorProtocol, path: str, start: int
+) -> ir.LazyTensor:
     """Reads of a mapped file would count as memory of the process for as long as it is mapped."""
-    size, start = os.path.getsize(tensor.path), tensor.offset or 0
-    if tensor.dtype.itemsize < 1:  # two codes in a byte: onnx_ir takes them apart
-        return tensor
-    if start + tensor.nbytes > size:
-        raise ValueError(
-            f"{tensor.path}: expected {start + tensor.nbytes} bytes for {tensor.name}, found {size}"
-        )
+    dtype, shape, name = tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name
 
     def read() -> ir.TensorProtocol:
-        content = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=start)
-        shape = tuple(tensor.shape.numpy())
-        array = content.view(tensor.dtype.numpy()).reshape(shape)
-        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+        array = _read(path, start, tensor.nbytes).view(dtype.numpy())
+        return ir.Tensor(array.reshape(tuple(shape.numpy())), dtype=dtype, name=name)
 
-    return _FromFile(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
+    return kind(read, dtype=dtype, shape=shape, name=name)
+
+
+def _read(path: str, start: int, length: int) -> NDArray[np.uint8]:
+    return np.fromfile(path, np.uint8, length, offset=start)

@@ -61,9 +61,11 @@ def _fuse_modules(conv: Any, bn: Any) -> bool:
     weight, bias = folded.to(conv.weight.dtype), folded_bias.to(conv.weight.dtype)
     if not (is_finite(weight) and is_finite(bias)):
         return False
-    trained = conv.weight.requires_grad
-    conv.weight = nn.Parameter(weight, requires_grad=trained)
-    conv.bias = nn.Parameter(bias, requires_grad=trained)
+    conv.weight.copy_(weight)  # in place: what the captured graph holds is this memory
+    if conv.bias is None:
+        conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+    else:
+        conv.bias.copy_(bias)
     return True
 
 

@@ -103,7 +103,8 @@ def _quantize_weight(name: str, module: Any, config: WeightConfig) -> Tensor:
     else:
         scale, offset = arq(rows, config.num_bits, axis)
     warn_of_tiny_channels(name, rows, scale)
-    quantized = fake_quantize(rows, scale, offset, config.num_bits, axis)
-    quantized = channels_restored(quantized, transposed, groups)
-    weight.copy_(quantized)  # in place: what the captured graph holds is this memory
+    # In place: what the captured graph holds is this memory.
+    fake_quantize(rows, scale, offset, config.num_bits, axis, out=rows)
+    if transposed:
+        weight.copy_(channels_restored(rows, transposed, groups))
     return scale.reshape(-1).cpu()

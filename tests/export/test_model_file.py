@@ -8,6 +8,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from models import example
 from ptq_flow import ptq
 from torch import nn
@@ -15,7 +17,9 @@ from torch import nn
 import amct_pytorch as amct
 from amct_pytorch.export import model_file
 from amct_pytorch.export.model_bytes import model_bytes
+from amct_pytorch.export.model_file import has_external_data, load_model
 from amct_pytorch.export.verify import run_deploy
+from amct_pytorch.export.wire import before_content, fields
 
 FORMS = ("modified", "out_deploy_model", "out_fake_quant_model")
 
@@ -112,17 +116,94 @@ def tensors_of_many_kinds():
     return [ir.Value(name=name, const_value=tensor) for name, tensor in values.items()]
 
 
-def test_the_bytes_of_a_model_are_those_of_protobuf():
+@pytest.fixture
+def kinds():
     initializers = tensors_of_many_kinds()
     node = ir.node("Identity", [initializers[0]])
     node.outputs[0].name = "y"
     graph = ir.Graph(
         [], node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 13}, name="g"
     )
-    model = ir.Model(graph, ir_version=8, producer_name="p", metadata_props={"key": "value"})
-    expected = ir.to_proto(model).SerializeToString(deterministic=True)
-    content, file = model_bytes(model), io.BytesIO()
+    return ir.Model(graph, ir_version=8, producer_name="p", metadata_props={"key": "value"})
+
+
+def as_protobuf(model):
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def test_the_bytes_of_a_model_are_those_of_protobuf(kinds):
+    expected = as_protobuf(kinds)
+    content, file = model_bytes(kinds), io.BytesIO()
     content.write(file)
     assert (file.getvalue(), content.size) == (expected, len(expected))
     assert sum(isinstance(part, bytes) for part in content.parts) < len(content.parts)
-    assert all(value.const_value.name == value.name for value in initializers)  # as they were
+    tensors = {name: value.const_value.name for name, value in kinds.graph.initializers.items()}
+    assert all(name == own for name, own in tensors.items())  # as they were
+
+
+def test_a_loaded_model_has_the_values_and_leaves_them_in_the_file(kinds, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(as_protobuf(kinds))
+    loaded = load_model(str(path))
+    whole = ir.from_proto(onnx.load_from_string(as_protobuf(kinds)))
+    assert as_protobuf(loaded) == as_protobuf(whole)
+    assert not has_external_data(loaded)
+    values = {name: value.const_value for name, value in loaded.graph.initializers.items()}
+    lazy = {name for name, tensor in values.items() if isinstance(tensor, ir.LazyTensor)}
+    assert lazy == {"large", "half", "transposed", "torch", "lazy"}
+
+
+def test_a_graph_in_two_parts_is_one(kinds, tmp_path):
+    path = tmp_path / "m.onnx"
+    rest = onnx.ModelProto()
+    rest.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(100), "more"))
+    path.write_bytes(as_protobuf(kinds) + rest.SerializeToString())
+    loaded = load_model(str(path))
+    assert list(loaded.graph.initializers) == [*kinds.graph.initializers, "more"]
+    np.testing.assert_array_equal(
+        loaded.graph.initializers["more"].const_value.numpy(), np.ones(100)
+    )
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.9, 0.9999])
+def test_a_file_that_is_cut_off_is_refused(kinds, tmp_path, kept):
+    content, path = as_protobuf(kinds), tmp_path / "m.onnx"
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"m\.onnx: not a"):
+        load_model(str(path))
+
+
+def test_values_that_do_not_fit_their_shape_are_refused(tmp_path):
+    tensor = onnx.numpy_helper.from_array(np.ones(100, np.float32), "w")
+    tensor.dims[0] = 99
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString()
+    )
+    with pytest.raises(ValueError, match="expected 396 bytes for w, found 400"):
+        load_model(str(path))
+
+
+@given(st.binary(max_size=40))
+def test_fields_of_any_bytes_are_in_a_row_or_refused(data):
+    try:
+        found = list(fields(data, 0, len(data)))
+    except ValueError:
+        return
+    places = [0, *(field.end for field in found)]
+    assert [field.start for field in found] == places[:-1]
+    assert places[-1] == len(data)
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16383, 16384])
+def test_lengths_of_contents(length):
+    start = before_content(5, length)
+    (field,) = fields(start + bytes(length), 0, len(start) + length)
+    assert (field.number, field.content, field.end) == (5, len(start), len(start) + length)
+
+
+@pytest.mark.parametrize("length", [1, 2**31, 2**40])
+def test_a_content_that_ends_behind_its_message_is_refused(length):
+    start = before_content(5, length)
+    with pytest.raises(ValueError, match="field 5 at byte 0 ends at .*, beyond"):
+        list(fields(start, 0, len(start)))
