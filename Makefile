@@ -18,7 +18,7 @@ CXX_SOURCES := $(shell find csrc examples -name '*.h' -o -name '*.inl' -o -name 
 
 # The flags of setup.py, with C++17: the oldest standard that the sources must compile under.
 NVCC_FLAGS := -std=c++17 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000 \
-  -Xcompiler -fPIC -gencode arch=compute_80,code=sm_80 \
+  -Xcompiler=-fPIC,-ffp-contract=off -gencode arch=compute_80,code=sm_80 \
   -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 CUDA_INCLUDES := import os, sysconfig, importlib.util as u; \
   torch = os.path.join(os.path.dirname(u.find_spec("torch").origin), "include"); \

@@ -23,7 +23,7 @@ CXX = [
     "-Wno-unknown-pragmas",
     f"-ffile-prefix-map={os.path.dirname(os.path.abspath(__file__))}{os.sep}=",
 ]
-NVCC = ["-O3", "--fmad=false", "-DUSE_CUDA"]
+NVCC = ["-O3", "--fmad=false", "-DUSE_CUDA", "-Xcompiler=-ffp-contract=off"]
 HEADERS = [
     os.path.join(folder, name)
     for folder, _, names in os.walk("csrc")
