@@ -11,20 +11,15 @@ model is then run in ONNX Runtime in a process of its own. See README.md beside 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
 import torch
 from _common import machine
+from _memory import Meter, Step, in_process
 from torch import Tensor, nn
 
 import amct_pytorch as amct
@@ -32,16 +27,6 @@ from amct_pytorch.export import model_file
 
 WIDTH, INNER = 2048, 8192
 QUICK_WIDTH, QUICK_INNER = 256, 1024
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its time, and the peak of memory while it ran."""
-
-    step: str
-    seconds: float
-    peak_bytes: int  # above what the process had before there was a model
-    copies: float  # of the weights
 
 
 class Feeder(nn.Module):
@@ -68,29 +53,6 @@ class Large(nn.Module):
         return self.feeders(self.stem(x).transpose(1, 2))
 
 
-class Meter:
-    """Reads the peak of resident memory since it was last asked to forget it (Linux)."""
-
-    def __init__(self) -> None:
-        self.base = self._status("VmRSS")
-        self.weights = 1
-        self.steps: list[Step] = []
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now the present
-        started = time.perf_counter()
-        yield
-        seconds, peak = time.perf_counter() - started, self._status("VmHWM") - self.base
-        self.steps.append(Step(name, seconds, peak, peak / self.weights))
-
-    @staticmethod
-    def _status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
 def measure(wanted: int, width: int, inner: int, folder: str) -> tuple[int, list[Step]]:
     """The bytes of the weights, and the steps of the flow."""
     config, modified, record = (f"{folder}/{n}" for n in ("config.json", "m.onnx", "record.txt"))
@@ -98,7 +60,7 @@ def measure(wanted: int, width: int, inner: int, folder: str) -> tuple[int, list
     warm_up(folder)
     meter = Meter()
     model = Large(wanted, width, inner).eval()
-    meter.weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     with meter.step("create_quant_config"):
         amct.create_quant_config(config, model, batch)
     with meter.step("quantize_model"):
@@ -108,7 +70,7 @@ def measure(wanted: int, width: int, inner: int, folder: str) -> tuple[int, list
     with meter.step("save_model"):
         amct.save_model(modified, record, f"{folder}/out")
     torch.save((batch, amct.simulate_model(calibrated, record)(batch)), f"{folder}/check.pt")
-    return meter.weights, meter.steps
+    return weights, meter.steps
 
 
 def warm_up(folder: str) -> None:
@@ -134,13 +96,6 @@ def run_exported(folder: str) -> float:
     return float(gap)
 
 
-def in_process(*arguments: str) -> str:
-    """The last line that this script prints when it is called so: memory is of one process."""
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout.splitlines()[-1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -158,15 +113,16 @@ def main() -> None:
             sizes, limit = (int(args.gigabytes * 1e9), WIDTH, INNER), model_file.EXTERNAL_DATA_LIMIT
         with mock.patch.object(model_file, "EXTERNAL_DATA_LIMIT", limit):
             weights, steps = measure(*sizes, args.measure_in)
-        print(json.dumps({"weights": weights, "steps": [asdict(step) for step in steps]}))
+        rows = [asdict(step) | {"copies": step.peak_bytes / weights} for step in steps]
+        print(json.dumps({"weights": weights, "steps": rows}))
         return
     if args.run_in:
         print(run_exported(args.run_in))
         return
     quick = ["--quick"] if args.quick else ["--gigabytes", str(args.gigabytes)]
     with tempfile.TemporaryDirectory() as folder:
-        document = json.loads(in_process("--measure-in", folder, *quick))
-        difference = float(in_process("--run-in", folder))
+        document = json.loads(in_process(__file__, "--measure-in", folder, *quick))
+        difference = float(in_process(__file__, "--run-in", folder))
         sizes = {p.name: p.stat().st_size for p in sorted(Path(folder).glob("*.data"))}
     document |= {"machine": machine(), "difference": difference, "files": sizes}
     report(document)

@@ -110,3 +110,30 @@ def test_adaround_on_a_model_trained_little(tmp_path, monkeypatch):
     cases = {case["weights"]: case["sqnr_db"] for case in document["cases"]}
     assert list(cases) == ["float", "ARQ", "AdaRound, 0 iterations", "AdaRound, 60 iterations"]
     assert cases["AdaRound, 60 iterations"] > cases["AdaRound, 0 iterations"]
+
+
+def test_flow_on_a_small_model(tmp_path, monkeypatch):
+    arguments = ["--quick", "--model", "vit_s", "--repeats", "1", "--threads", "1"]
+    [row] = run_benchmark("flow.py", arguments, tmp_path, monkeypatch)["timings"]
+    assert row["layers"] == 14
+    assert row["exports"] == {"create_quant_config": 1, "quantize_model": 1, "save_model": 0}
+    assert row["ratios"].keys() - row["seconds"].keys() == {"verbs"}
+    assert row["seconds"]["search"] < row["seconds"]["only batch"]
+    memory = row["memory"]
+    assert memory["peaks"].keys() == memory["bounds"].keys()
+    assert memory["states"] > 0
+    assert all(met[0] <= met[1] for name, met in row["targets"].items() if "exports" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "parameters"),
+    [("resnet50", 54, 25_557_032), ("mobilenet_v2", 53, 3_504_872), ("resnet200", 204, 4_461_816)],
+)
+def test_the_models_of_flow_are_what_they_are_called(monkeypatch, name, layers, parameters):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    make = importlib.import_module("flow").MODELS[name]
+    with torch.device("meta"):
+        model = make(224)
+    found = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(found) == layers
+    assert sum(p.numel() for p in model.parameters()) == parameters
