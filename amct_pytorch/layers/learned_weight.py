@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops._traced import SCALE_FLOOR
 from ..ops.arq import arq_fake_quantize_scale
 from ..ops.ulq_scale import ulq_scale
-
-SCALE_FLOOR = torch.finfo(torch.float32).eps  # the least scale that the ops use
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops._traced import SCALE_FLOOR
 from ..records import LayerRecord
 from .base import AmctLayer
 from .checkpoint_names import adopt
@@ -20,7 +21,7 @@ from .fold import fold_batch_norm
 from .gradient import with_gradient_of
 from .integers import Factors, channel_axis, integers_of, to_half_precision
 from .learned_range import LearnedRange
-from .learned_weight import SCALE_FLOOR, LearnedWeight, WeightOptions
+from .learned_weight import LearnedWeight, WeightOptions
 from .range_init import RangeOptions
 from .run import output_size, run_layer
 from .shared_input import SharedInput
