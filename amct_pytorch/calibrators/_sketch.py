@@ -14,6 +14,7 @@ from .. import _binary  # noqa: F401
 _ops = torch.ops.amct_pytorch
 
 _LEAST_BITS = 4
+_MOST_EXPONENT = 254  # of a finite float32
 _MOST_BYTES = 48 * 2**20  # of the counts and sums of all channels
 _MOST_EXTREMES = 2**20  # of each sign, of all channels
 
@@ -57,6 +58,21 @@ class Sketch:
             zeros(channels, min(high, most), dtype=torch.float32),
         )
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether no entry is one that values cannot leave: the ops take `tops` for addresses."""
+        values = self.counts.sum(1)
+        return bool(
+            ((self.tops >= 0) & (self.tops <= _MOST_EXPONENT)).all()
+            and (self.counts >= 0).all()
+            and (self.sums >= 0).all()
+            and (self.sums[self.counts == 0] == 0).all()
+            and (values > 0).all()
+            and (values == values[0]).all()
+            and _is_tail(self.high)
+            and _is_tail(-self.low)
+        )
+
     def update(self, x: Tensor, axis: int | None) -> None:
         """Adds the values of x; a RuntimeError for NaN or infinity leaves the sketch as it was."""
         _ops.ifmr_update(x, *self.state().values(), axis)
@@ -81,3 +97,8 @@ class Sketch:
     def state(self) -> dict[str, Tensor]:
         """The tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _is_tail(x: Tensor) -> bool:
+    """Whether magnitudes are finite and none is larger than the one before."""
+    return bool(((x >= 0) & (x < torch.inf)).all() and (x.diff() <= 0).all())

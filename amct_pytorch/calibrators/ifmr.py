@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..ops._checks import check_dtype
+from ..ops._checks import FLOATING, check_dtype
 from ..ops.ifmr import ifmr
 from ._sketch import Sketch
 
@@ -131,7 +131,7 @@ class IFMR:
         self._check_channels(channels)
         if self._keeps(x.numel()):
             rows = _rows(x, self._axis)
-            if not all(torch.isfinite(end) for end in rows.aminmax()):
+            if not _all_finite(rows):
                 raise RuntimeError("x must be finite, got NaN or infinity")
             self._batches.append(rows.clone())
         elif self._counts_alone({x.dtype}):
@@ -203,35 +203,56 @@ class IFMR:
         if not self._can_have(state):
             raise ValueError(
                 f"state: expected that of an IFMR with the options {self._options} and axis "
-                f"{self._axis}, got {_described(state)}"
+                f"{self._axis}, undamaged, got {_described(state)}"
             )
         self.reset()
         if "values" in state:
             self._batches = [state["values"].clone()]
             self._device = state["values"].device
         elif "counts" in state:
-            self._sketch = Sketch(**{name: tensor.cpu() for name, tensor in state.items()}).copy()
+            self._sketch = Sketch(
+                **{name: tensor.cpu().contiguous() for name, tensor in state.items()}
+            ).copy()
         else:
             for dtype in _HALF_TYPES:
                 if (key := f"{_name(dtype)}_counts") in state:
                     self._counts = {dtype: state[key].cpu().clone()}
 
     def _can_have(self, state: Mapping[str, Tensor]) -> bool:
+        if not isinstance(state, Mapping):
+            return False
+        if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            return False
         if not state:
             return True
         if set(state) == {"values"}:
             values = state["values"]
-            filled = values.dim() == 2 and values.numel() > 0
-            return filled and (self._axis is not None or values.shape[0] == 1)
+            return (
+                values.dtype in FLOATING
+                and values.dim() == 2
+                and 0 < values.numel() <= self._most_values
+                and (self._axis is not None or values.shape[0] == 1)
+                and _all_finite(values)
+            )
         if set(state) in ({f"{_name(dtype)}_counts"} for dtype in _HALF_TYPES):
-            (counts,) = state.values()
-            return self._axis is None and counts.shape == (_HALF_VALUES,)
+            ((name, counts),) = state.items()
+            shaped = (counts.shape, counts.dtype) == ((_HALF_VALUES,), torch.int64)
+            if self._axis is not None or not shaped:
+                return False
+            exponents = 0x7C00 if name == "float16_counts" else 0x7F80
+            codes = torch.arange(_HALF_VALUES, device=counts.device)
+            infinite = counts[(codes & exponents) == exponents]
+            return bool((counts >= 0).all() and counts.any() and not infinite.any())
         if "tops" not in state or (self._axis is None and state["tops"].shape != (1,)):
             return False
         own = self._new_sketch(max(1, state["tops"].numel())).state()
-        return set(state) == set(own) and all(
-            (state[name].shape, state[name].dtype) == (own[name].shape, own[name].dtype)
-            for name in own
+        return (
+            set(state) == set(own)
+            and all(
+                (state[name].shape, state[name].dtype) == (own[name].shape, own[name].dtype)
+                for name in own
+            )
+            and Sketch(**state).is_valid
         )
 
     # ---- which of the three forms the state has depends on its values alone ----
@@ -240,12 +261,14 @@ class IFMR:
         """Whether the values are still few with `more`."""
         if self._sketch is not None or self._counts:
             return False
+        return _numel(self._batches) + more <= self._most_values
+
+    @property
+    def _most_values(self) -> int:
         if self._axis is not None:
-            most = _MOST_VALUES_OF_CHANNELS
-        else:
-            fine = self._options.num_bits <= _FINE_BITS
-            most = _MOST_VALUES if fine else _MOST_VALUES_OF_MORE_BITS
-        return _numel(self._batches) + more <= most
+            return _MOST_VALUES_OF_CHANNELS
+        fine = self._options.num_bits <= _FINE_BITS
+        return _MOST_VALUES if fine else _MOST_VALUES_OF_MORE_BITS
 
     def _counts_alone(self, more: set[torch.dtype]) -> bool:
         """Whether all values are of one 16-bit dtype with some of the dtypes `more`."""
@@ -304,9 +327,20 @@ class IFMR:
             )
 
 
-def _described(state: Mapping[str, Tensor]) -> str:
-    parts = (f"{name} {list(tensor.shape)}" for name, tensor in state.items())
+def _described(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    parts = (
+        f"{name} {_name(value.dtype)} {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{name} {type(value).__name__}"
+        for name, value in state.items()
+    )
     return ", ".join(parts) or "nothing"
+
+
+def _all_finite(x: Tensor) -> bool:
+    return all(torch.isfinite(end) for end in x.aminmax())
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -129,7 +129,9 @@ class _TracedArq(torch.autograd.Function):
         weight, num_bits, axis, _ = inputs
         qmin, qmax = code_range(num_bits)
         others = [d for d in range(weight.dim()) if axis is None or d != axis % weight.dim()]
-        above, below = weight.amax(others).clamp(min=0), -weight.amin(others).clamp(max=0)
+        # One more to reduce: amax takes no dimension for all of them.
+        rows, others = weight.unsqueeze(-1), [*others, -1]
+        above, below = rows.amax(others).clamp(min=0), -rows.amin(others).clamp(max=0)
         widest = torch.where(above < below, below, above).double()
         steps = torch.where(above < below, -qmin, qmax)
         # In float64, whose division a compiler for GPUs rounds correctly; float32's it may not.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _binary  # noqa: F401
-from ._autograd import differentiable
+from ._autograd import differentiable, traced
 from ._checks import CODES, check_dtype, check_factors
 from ._traced import broadcast, code_range, decomposes
 
@@ -101,6 +101,9 @@ def fake_quantize(
                 "leave out=, or call within torch.no_grad()"
             )
         _ops.fake_quantize.out(x, scale, offset, num_bits, axis, out=out)
+        if not (traced() or out.is_inference()):
+            # So that a backward which has saved it is an error. A kernel here cannot say it.
+            torch.autograd.graph.increment_version(out)
         return out
     if decomposes(x):
         scale, inverse, offset = _traced_factors(x, scale, offset, axis)

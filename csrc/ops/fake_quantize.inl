@@ -112,15 +112,23 @@ Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& offset
   return y;
 }
 
+// Whether two dense tensors of the same size share memory.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto p = reinterpret_cast<uintptr_t>(a.data_ptr());
+  const auto q = reinterpret_cast<uintptr_t>(b.data_ptr());
+  return (p < q ? q - p : p - q) < static_cast<uintptr_t>(a.numel()) * a.element_size();
+}
+
 void fake_quantize_out(const Tensor& x_, const Tensor& scale, const Tensor& offset,
                        int64_t num_bits, std::optional<int64_t> axis, Tensor out) {
   check_num_bits(num_bits);
   check_same_sizes("out", out, "x", x_);
   const FactorTensors factors(x_, scale, offset, axis);
   const Tensor x = dense(x_);
-  // A CUDA kernel must not write what it reads through the read-only cache.
-  const bool in_place = x.is_cuda() && out.data_ptr() == x.data_ptr();
-  const bool direct = is_dense(out) && same_strides(out, x) && !in_place;
+  // Elements must not be written before they are read. Those of `x` itself are read just before,
+  // but a CUDA kernel must not write what it reads through the read-only cache.
+  const bool itself = !x.is_cuda() && out.data_ptr() == x.data_ptr();
+  const bool direct = is_dense(out) && same_strides(out, x) && (itself || !overlap(x, out));
   Tensor y = direct ? out : new_like(x);
   fake_quantize_into(x, factors, num_bits, axis, y);
   if (!direct) torch::stable::copy_(out, y);

@@ -48,9 +48,11 @@ inline AMCT_CLONES Peak peak_of(const float* x, int64_t n) {
 // Count and sum of a bucket in one word, good for most() values.
 class PackedTable {
  public:
-  static constexpr int kCountShift = 40;
+  static constexpr int kCountShift = 40, kCountBits = 64 - kCountShift;
+  // All of them may lie in one bucket: neither their sum nor their number may overflow.
   static int64_t most(Layout layout) {
-    return int64_t{1} << (kCountShift - kFractionBits + layout.floor_bits());
+    const int of_sum = kCountShift - kFractionBits + layout.floor_bits();
+    return int64_t{1} << std::min(of_sum, kCountBits - 1);
   }
 
   explicit PackedTable(Layout layout) : layout_(layout), words_(layout.size() - 1 + kSinks) {}

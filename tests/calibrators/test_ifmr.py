@@ -379,6 +379,49 @@ def test_a_state_of_another_calibrator_is_refused(state):
     assert calibrator.compute() == before
 
 
+@pytest.mark.parametrize(
+    ("x", "name", "damage"),
+    [
+        (torch.ones(3), "values", lambda t: t.double()),
+        (torch.ones(3), "values", lambda t: t * torch.nan),
+        (torch.ones(3), "values", lambda t: t.tolist()),
+        (torch.ones(3), "values", lambda t: t.repeat(1, 2**16)),
+        (torch.ones(MANY).half(), "float16_counts", lambda t: t.int()),
+        (torch.ones(MANY).half(), "float16_counts", lambda t: t * 0),
+        (torch.ones(MANY).half(), "float16_counts", lambda t: t - 1),
+        (torch.ones(MANY).half(), "float16_counts", lambda t: t.roll(0x4000)),  # 1 to infinity
+        (torch.ones(MANY), "tops", lambda t: t + 2**40),
+        (torch.ones(MANY), "tops", lambda t: t - 2**40),
+        (torch.ones(MANY), "counts", lambda t: t * 0),
+        (torch.ones(MANY), "counts", lambda t: -t),
+        (torch.ones(MANY), "sums", lambda t: t - 1),
+        (torch.ones(MANY), "high", lambda t: t * torch.nan),
+        (torch.ones(MANY), "high", lambda t: t.cumsum(1)),
+        (torch.ones(MANY), "low", lambda t: t + 1),
+    ],
+)
+def test_a_damaged_state_is_refused(x, name, damage):
+    calibrator = calibrated([x])
+    state, before = calibrator.state_dict(), calibrator.compute()
+    calibrator.load_state_dict(state)
+    with pytest.raises(ValueError, match="state: expected"):
+        calibrator.load_state_dict({**state, name: damage(state[name])})
+    assert calibrator.compute() == before
+
+
+def test_a_state_that_is_no_mapping_is_refused():
+    with pytest.raises(ValueError, match="state: expected .*, got list"):
+        IFMR().load_state_dict([])
+
+
+def test_as_many_equal_values_as_one_thread_may_count():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x = torch.full((2**24,), 5.0)
+    assert calibrated([x]).state_dict()["counts"].sum() == len(x)
+    torch.set_num_threads(before)
+
+
 def test_a_sketch_of_other_options_is_refused():
     state = calibrated([torch.randn(2, 2**22)], axis=0).state_dict()
     for other in (IFMR(), IFMR(axis=0, num_bits=16), IFMR(axis=0, max_percentile=0.9)):
@@ -388,7 +431,7 @@ def test_a_sketch_of_other_options_is_refused():
 
 def test_counts_are_refused_with_an_axis():
     state = calibrated([torch.randn(70_000).half()]).state_dict()
-    with pytest.raises(ValueError, match=r"state: expected .*, got float16_counts \[65536\]"):
+    with pytest.raises(ValueError, match=r"state: expected .*, got float16_counts int64 \[65536\]"):
         IFMR(axis=0).load_state_dict(state)
 
 

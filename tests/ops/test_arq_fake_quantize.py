@@ -1,5 +1,7 @@
 """arq_fake_quantize: values, groups, straight-through gradient, graphs, errors."""
 
+import math
+
 import numpy as np
 import pytest
 import reference
@@ -151,6 +153,17 @@ def test_compiled_graph_has_the_bits_of_eager(axis, groups, device):
         function(weight).backward()
         results.append(weight.grad)
     assert_same(*results)
+
+
+@pytest.mark.parametrize("shape", [(5,), ()], ids=["vector", "scalar"])
+def test_compiled_graph_of_few_dimensions(shape):
+    weight = torch.linspace(-3, 2, math.prod(shape)).reshape(shape)
+    axis = 0 if shape else None
+    compiled = torch.compile(arq_fake_quantize_scale, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(
+        compiled(weight, 4, axis), arq_fake_quantize_scale(weight, 4, axis), strict=True
+    ):
+        assert_same(found, expected)
 
 
 def test_nothing_is_read_on_the_host(device):

@@ -375,6 +375,31 @@ def test_out_takes_the_result_in_its_own_layout(dtype, layout, axis, device):
     assert_same(fake_quantize(itself, scale, offset, axis=axis, out=itself), expected)
 
 
+def test_out_may_overlap_x(device):
+    values, (scale, offset) = torch.linspace(-3, 3, 100_001, device=device), factors(None, device)
+    for x, out in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
+        memory = values.clone()
+        expected = fake_quantize(memory[x].clone(), scale, offset)
+        assert_same(fake_quantize(memory[x], scale, offset, out=memory[out]), expected)
+
+
+def test_out_that_a_backward_has_saved_is_an_error(device):
+    x, (scale, offset) = torch.ones(3, device=device, requires_grad=True), factors(None, device)
+    hidden = x * 2
+    result = hidden.sin()
+    fake_quantize(hidden.detach(), scale, offset, out=hidden.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+def test_out_in_inference_mode(device):
+    scale, offset = factors(None, device)
+    with torch.inference_mode():
+        x = torch.linspace(-3, 3, 9, device=device)
+        expected = fake_quantize(x, scale, offset)
+        assert_same(fake_quantize(x, scale, offset, out=x), expected)
+
+
 def test_out_in_a_compiled_graph():
     x, (scale, offset) = example(), factors(None)
 
