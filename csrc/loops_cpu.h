@@ -77,7 +77,7 @@ class Table {
   Constants constants() const { return {member(0), stride()}; }
 
  private:
-  static constexpr int64_t kLong = 2048;
+  static constexpr int64_t kLong = 4096;
   struct alignas(sizeof(float) * kLanes) Tile {
     float lanes[kLanes];
   };
