@@ -80,6 +80,10 @@ MOST_EAGER = 2**22  # values beyond which the eager search takes too long to be 
 TAKES_TURNS = 16  # batches
 
 
+KEPT_PAGES = "The target is for an eager search on fresh pages, as in the row of those."
+FIXED_COST = "Candidates, bounds and calls cost the same for few values as for many."
+
+
 def ifmr_rows(
     elements: int, sample: str, batches: int = 1, fresh: bool = False
 ) -> Callable[[Run], Iterator[Row]]:
@@ -108,8 +112,9 @@ def ifmr_rows(
             "limit": x.sum,
         }
         name = ("ifmr" if batches == 1 else "calibrators.IFMR") + ", fresh pages" * fresh
+        why = FIXED_COST if elements // batches < 2**18 else KEPT_PAGES
         yield run.row(
-            Case(name, of, x.numel(), x.element_size(), candidates, "aminmax", "sum", targets)
+            Case(name, of, x.numel(), x.element_size(), candidates, "aminmax", "sum", targets, why)
         )
 
     return rows
