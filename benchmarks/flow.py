@@ -209,8 +209,8 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 def measure_memory(name: str, quick: bool) -> dict[str, Any]:
     """Peaks of the steps of a calibration of two batches, in bytes above the process without it."""
+    warm_up()
     with tempfile.TemporaryDirectory() as folder:
-        warm_up(folder)
         meter = Meter()
         case = Case.of(name, quick)
         flow = Flow(case, folder, batch_num=2)
@@ -248,14 +248,15 @@ def measure_memory(name: str, quick: bool) -> dict[str, Any]:
     }
 
 
-def warm_up(folder: str) -> None:
+def warm_up() -> None:
     """Loads what the flow imports, so that it does not count."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     image = torch.randn(1, 3, 8, 8)
-    flow = Flow(Case("warm-up", model, image, image), folder)
-    flow.create_quant_config()
-    flow.quantize_model()(image)
-    flow.save_model()
+    with tempfile.TemporaryDirectory() as folder:
+        flow = Flow(Case("warm-up", model, image, image), folder)
+        flow.create_quant_config()
+        flow.quantize_model()(image)
+        flow.save_model()
 
 
 # ---- report ----
