@@ -55,7 +55,9 @@ class PackedTable {
     return int64_t{1} << std::min(of_sum, kCountBits - 1);
   }
 
-  explicit PackedTable(Layout layout) : layout_(layout), words_(layout.size() - 1 + kSinks) {}
+  explicit PackedTable(Layout layout) : layout_(layout), words_(scratch()) {
+    words_.assign(layout.size() - 1 + kSinks, 0);
+  }
   const Layout& layout() const { return layout_; }
 
   void add(const float* x, int n) {
@@ -93,6 +95,12 @@ class PackedTable {
  private:
   static constexpr uint64_t kOne = uint64_t{1} << kCountShift;
 
+  // Of a thread, which has one table at a time: fresh pages would cost more than a small batch.
+  static std::vector<uint64_t>& scratch() {
+    thread_local std::vector<uint64_t> words;
+    return words;
+  }
+
   int64_t count(int i) const { return static_cast<int64_t>(words_[i] >> kCountShift); }
   int64_t sum(int i) const { return static_cast<int64_t>(words_[i] & (kOne - 1)); }
   int64_t resting() const {
@@ -102,7 +110,7 @@ class PackedTable {
   }
 
   Layout layout_;
-  std::vector<uint64_t> words_;
+  std::vector<uint64_t>& words_;
   bool empty_ = true;
 };
 
